@@ -2,9 +2,10 @@
 
 Run by the role on the host as ``python3 - UV VENV`` (Python 3.10 or newer, standard library only).
 
-An installer's own bookkeeping says which distributions *should* be there. After a full disk, a hand that deleted
-something or a file system check, files can be missing or cut short all the same; so each file is compared with the
-size in its distribution's RECORD (https://packaging.python.org/en/latest/specifications/recording-installed-packages/).
+An installer's own bookkeeping says which distributions *should* be there. After a full disk, a hand that
+deleted something or a file system check, files can be missing or cut short all the same; so each file is
+compared with the size in its distribution's RECORD
+(https://packaging.python.org/en/latest/specifications/recording-installed-packages/).
 """
 
 from __future__ import annotations
@@ -83,7 +84,12 @@ def state_of(uv: str, venv: Path) -> State:
             damage.append(f"bin/python is {here or 'broken'}, the system's Python is {base}")
         damage += damaged_files(venv / "lib" / f"python{base}" / "site-packages")
     words = answer_of(uv, "--version").split()
-    return {"uv": words[1] if len(words) > 1 else "", "python": base, "stamp": stamp, "damage": damage[:NAMED]}
+    return {
+        "uv": words[1] if len(words) > 1 else "",
+        "python": base,
+        "stamp": stamp,
+        "damage": damage[:NAMED],
+    }
 
 
 if __name__ == "__main__":
