@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ class State(TypedDict):
     python: str
     stamp: str
     damage: list[str]
+    cache: str
 
 
 def answer_of(*command: str) -> str:
@@ -89,6 +91,7 @@ def state_of(uv: str, venv: Path) -> State:
         "python": base,
         "stamp": stamp,
         "damage": damage[:NAMED],
+        "cache": os.environ.get("UV_CACHE_DIR", ""),
     }
 
 
