@@ -75,7 +75,7 @@ class Behaviour:
 
 @dataclass
 class Exchange:
-    """One answer as the engine saw it; times are time.perf_counter() of this process."""
+    """One answer as the engine saw it; times are time.monotonic() of this process."""
 
     input: int
     answer: int
@@ -109,7 +109,7 @@ class _Conversation:
     async def send(self) -> None:
         while True:
             due, number, heard_at, payload = await self.outgoing.get()
-            wait = due - time.perf_counter()
+            wait = due - time.monotonic()
             if wait > 0:
                 await asyncio.sleep(wait)
             answer = self.made
@@ -117,7 +117,7 @@ class _Conversation:
             if answer in self.behaviour.lose:
                 continue
             await self.socket.send_bytes(bytes([AUDIO]) + payload)
-            self.diary.exchanges.append(Exchange(number, answer, heard_at, time.perf_counter()))
+            self.diary.exchanges.append(Exchange(number, answer, heard_at, time.monotonic()))
             if self.said < len(self.behaviour.say):
                 await self.socket.send_bytes(bytes([TEXT]) + self.behaviour.say[self.said].encode())
                 self.said += 1
@@ -128,7 +128,7 @@ class _Conversation:
         number = self.heard
         self.heard += 1
         self.diary.heard += 1
-        now = time.perf_counter()
+        now = time.monotonic()
         if number in behaviour.skip or (behaviour.hang_after is not None and number >= behaviour.hang_after):
             return
         self.held.append(payload)

@@ -1,0 +1,127 @@
+"""The command line: `python -m caller URL`. Thin: arguments in, report out.
+
+Exit status: 0 the line answers; 1 it answers and misses a limit; 2 wrong arguments or an unusable sound file;
+3 it does not answer (no connection, certificate, silence, a broken call, no engine); 4 busy; 5 refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from caller.errors import CallerError
+from caller.line import Patience, call
+from caller.report import Limits, Report, evaluate, table, verdict
+from caller.speech import Speech, decode, prepare, save
+
+LIMIT_WORDS = {
+    "handshake_ms": "from dialling to the engine's greeting",
+    "first_audio_ms": "from the greeting to the first audio",
+    "turnaround_p50_ms": "median turnaround per 80 ms frame",
+    "turnaround_p95_ms": "95th percentile of the turnaround",
+    "turnaround_p99_ms": "99th percentile of the turnaround",
+    "lost": "frames lost",
+    "gaps": "answers more than 160 ms after the one before",
+    "drift_ms_per_minute": "how far the engine falls behind real time",
+    "word_error_rate": "with --judge, 0 to 1",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the argument parser."""
+    result = argparse.ArgumentParser(
+        prog="python -m caller",
+        description="Speaks a sound file through a voice line in real time and measures how it answers.",
+        epilog="Exit status: 0 answers, 1 misses a limit, 2 wrong arguments, 3 no answer, 4 busy, 5 refused.",
+    )
+    result.add_argument(
+        "url", help="https://HOST:8998, or ws://127.0.0.1:8999/api/chat for an engine's own port"
+    )
+    result.add_argument(
+        "--wav", type=Path, help="what to say, any rate (default: two sentences that come along)"
+    )
+    result.add_argument(
+        "--seconds", type=float, help="length of the call; silence follows the speech (default: 6 s of it)"
+    )
+    trust = result.add_mutually_exclusive_group()
+    trust.add_argument("--ca", type=Path, help="PEM file of an authority to trust beside the system's")
+    trust.add_argument("--insecure", action="store_true", help="do not check the certificate")
+    result.add_argument("--origin", help="Origin header (default: the line's own page)")
+    result.add_argument(
+        "--lag", type=int, help="frames the engine hears before its first answer (default: measured)"
+    )
+    result.add_argument("--connect-s", type=float, default=Patience.connect_s, help="wait for the upgrade")
+    result.add_argument("--engine-s", type=float, default=Patience.engine_s, help="wait for the greeting")
+    result.add_argument("--stall-s", type=float, default=Patience.stall_s, help="wait for audio in the call")
+    result.add_argument("--record", type=Path, metavar="FILE.wav", help="save what was heard")
+    result.add_argument("--json", metavar="FILE", help="write the report as JSON; - for the standard output")
+    result.add_argument(
+        "--samples", action="store_true", help="with --json: every frame's turnaround as well"
+    )
+    result.add_argument(
+        "--judge", action="store_true", help="transcribe what was heard and compare it with Moshi's own text"
+    )
+    result.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="the engine has random weights: there is nothing to judge",
+    )
+    for item in fields(Limits):
+        result.add_argument(
+            f"--limit-{item.name.replace('_', '-')}",
+            type=float,
+            metavar="MAX",
+            help=LIMIT_WORDS[item.name],
+        )
+    return result
+
+
+async def run(options: argparse.Namespace, speech: Speech) -> Report:
+    """Make the call that the arguments ask for; write the recording; judge."""
+    patience = Patience(connect_s=options.connect_s, engine_s=options.engine_s, stall_s=options.stall_s)
+    recording = await call(
+        options.url,
+        speech,
+        ca=options.ca,
+        insecure=options.insecure,
+        patience=patience,
+        origin=options.origin,
+    )
+    report = evaluate(recording, options.lag)
+    if (options.record or options.judge) and report.outcome != "garbage":
+        pcm = decode(payload for _, payload in recording.audio)
+        if options.record:
+            save(options.record, pcm)
+        if options.judge:
+            from caller.judge import judge  # noqa: PLC0415 - its packages are needed by nobody else
+
+            random = True if options.random_weights else None
+            report.judgement = judge(pcm, [piece for _, piece in recording.text], random)
+    limits = Limits(**{item.name: getattr(options, f"limit_{item.name}") for item in fields(Limits)})
+    report.missed = limits.missed(report) if report.outcome == "ok" else []
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        report = asyncio.run(run(options, prepare(options.wav, options.seconds)))
+        body = json.dumps(report.as_json(samples=options.samples), indent=2, ensure_ascii=False)
+        if options.json and options.json != "-":
+            Path(options.json).write_text(body + "\n", encoding="utf-8")
+    except (CallerError, OSError) as error:
+        print(f"caller: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(body if options.json == "-" else table(report))
+    status, reason = verdict(report)
+    if status:
+        print(f"caller: {reason}", file=sys.stderr)
+    return status
