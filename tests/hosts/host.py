@@ -8,13 +8,13 @@
     tests/hosts/host.py destroy NAME     gone (or --all)
     tests/hosts/host.py list | base
 
-debootstrap makes a base system once; a host is an overlay on it, booted by systemd-nspawn. It shares the network of the
-machine (a page opened on https://localhost:8998 is the host's page), and nothing else. Needs root, debootstrap and
-systemd-nspawn; works where PID 1 is not systemd and cgroups are v1. Only the standard library is used, because this
-runs before anything is installed.
+debootstrap makes a base system once; a host is an overlay on it, booted by systemd-nspawn. It shares the
+network of the machine (a page opened on https://localhost:8998 is the host's page), and nothing else. Needs
+root, debootstrap and systemd-nspawn; works where PID 1 is not systemd and cgroups are v1. Only the standard
+library is used, because this runs before anything is installed.
 
-A host has a keeper: a process of this file that boots it, and takes it down when its owner (`--owner PID`) is gone.
-So a test run that is killed leaves no host behind. Without an owner it lives until `destroy`.
+A host has a keeper: a process of this file that boots it, and takes it down when its owner (`--owner PID`) is
+gone. So a test run that is killed leaves no host behind. Without an owner it lives until `destroy`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
 # What a Debian cloud image has, and no more.
 PACKAGES = (
-    "systemd,systemd-sysv,dbus,libpam-systemd,openssh-server,python3,python3-apt,iproute2,procps,ca-certificates,netbase,tzdata"
+    "systemd,systemd-sysv,dbus,libpam-systemd,openssh-server,python3,python3-apt,iproute2,procps,"
+    "ca-certificates,netbase,tzdata"
 )
 BASE_REVISION = 2  # raise it when build_base changes
 
@@ -51,7 +52,10 @@ HOSTS = Path(os.environ.get("HOTLINE_HOSTS_DIR", "/var/lib/hotline-hosts"))
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 # Settings of the machine's package clients that a host on it needs as well.
-HANDED_IN = re.compile(r"^(PIP_|UV_|SSL_CERT_|REQUESTS_CA_BUNDLE$|CURL_CA_BUNDLE$|NODE_EXTRA_CA_CERTS$|(https?|no|all)_proxy$)", re.I)
+HANDED_IN = re.compile(
+    r"^(PIP_|UV_|SSL_CERT_|REQUESTS_CA_BUNDLE$|CURL_CA_BUNDLE$|NODE_EXTRA_CA_CERTS$|(https?|no|all)_proxy$)",
+    re.I,
+)
 
 
 def fail(message: str) -> NoReturn:
@@ -77,12 +81,13 @@ def need_tools() -> None:
     """Say what is missing, with the command that brings it."""
     if os.geteuid() != 0:
         fail("throwaway hosts need root (debootstrap, overlay mounts, systemd-nspawn): run this with sudo")
-    missing = [p for t, p in (("debootstrap", "debootstrap"), ("systemd-nspawn", "systemd-container")) if not shutil.which(t)]
+    tools = {"debootstrap": "debootstrap", "systemd-nspawn": "systemd-container"}
+    missing = [package for tool, package in tools.items() if not shutil.which(tool)]
     if missing:
         fail(f"missing: {' '.join(missing)}. Mend: apt-get install {' '.join(missing)}")
 
 
-# ---------------------------------------------------------------------------------------------------------------- base
+# ------------------------------------------------------------------------------------------------ base
 
 
 def base_path() -> Path:
@@ -105,11 +110,16 @@ def build_base() -> Path:
         with log.open("wb") as out:
             done = subprocess.run(
                 ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(building), MIRROR],
-                stdout=out, stderr=subprocess.STDOUT, check=False,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                check=False,
             )
         if done.returncode != 0:
             tail = log.read_text(errors="replace").splitlines()[-8:]
-            fail(f"debootstrap failed; is {MIRROR} reachable, is there 1 GB free in {BASES}? Its last words:\n  " + "\n  ".join(tail))
+            fail(
+                f"debootstrap failed; is {MIRROR} reachable, is 1 GB free in {BASES}? Its last words:\n  "
+                + "\n  ".join(tail)
+            )
         (building / "etc/apt/sources.list").write_text(
             f"deb {MIRROR} {SUITE} main\ndeb {MIRROR} {SUITE}-updates main\n"
             f"deb http://deb.debian.org/debian-security {SUITE}-security main\n"
@@ -132,7 +142,7 @@ def build_base() -> Path:
         return base
 
 
-# ---------------------------------------------------------------------------------------------------------------- host
+# ------------------------------------------------------------------------------------------------ host
 
 
 class Host:
@@ -157,7 +167,7 @@ class Host:
 
     def need(self) -> dict[str, object]:
         """The state of a host that must exist."""
-        return self.state or fail(f"there is no host '{self.name}'. Mend: tests/hosts/host.py create {self.name}")
+        return self.state or fail(f"no host '{self.name}' here. Mend: tests/hosts/host.py create {self.name}")
 
     @property
     def key(self) -> Path:
@@ -176,23 +186,48 @@ class Host:
     def ssh_args(self) -> list[str]:
         """Arguments of ssh up to the command."""
         return [
-            "ssh", "-i", str(self.key), "-p", str(self.need()["port"]), "-o", f"UserKnownHostsFile={self.dir}/known_hosts",
-            "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "LogLevel=ERROR", "root@127.0.0.1",
-        ]  # fmt: skip
+            "ssh",
+            "-i",
+            str(self.key),
+            "-p",
+            str(self.need()["port"]),
+            "-o",
+            f"UserKnownHostsFile={self.dir}/known_hosts",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "ConnectTimeout=5",
+            "-o",
+            "LogLevel=ERROR",
+            "root@127.0.0.1",
+        ]
 
-    def create(self, *, owner: int | None, disk_mib: int | None, port: int | None, package_cache: bool) -> None:
+    def create(
+        self, *, owner: int | None, disk_mib: int | None, port: int | None, package_cache: bool
+    ) -> None:
         """Make the host, boot it and wait until ssh answers."""
         need_tools()
         if self.state:
-            fail(f"host '{self.name}' is there already. Mend: tests/hosts/host.py reset {self.name}, or destroy it first")
+            fail(f"host '{self.name}' is there already. Mend: host.py reset {self.name}, or destroy it")
         build_base()
         self.dir.mkdir(parents=True)
         with locked(HOSTS / "lock"):
             if not self.key.exists():
-                subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "throwaway", "-f", str(self.key)], check=True)
-            self.state_file.write_text(json.dumps({
-                "name": self.name, "owner": owner, "disk_mib": disk_mib, "port": port or free_port(), "package_cache": package_cache,
-            }))  # fmt: skip
+                subprocess.run(
+                    ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "throwaway", "-f", str(self.key)],
+                    check=True,
+                )
+            self.state_file.write_text(
+                json.dumps(
+                    {
+                        "name": self.name,
+                        "owner": owner,
+                        "disk_mib": disk_mib,
+                        "port": port or free_port(),
+                        "package_cache": package_cache,
+                    }
+                )
+            )
         self.boot()
 
     def boot(self) -> None:
@@ -203,8 +238,11 @@ class Host:
         with (self.dir / "console.log").open("ab") as console:
             keeper = subprocess.Popen(
                 [sys.executable, __file__, "_keep", self.name, ""],
-                stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
+            )
         state["keeper"] = keeper.pid
         self.state_file.write_text(json.dumps(state))
         began = time.monotonic()
@@ -212,9 +250,11 @@ class Host:
             if keeper.poll() is not None:
                 tail = "\n  ".join((self.dir / "console.log").read_text(errors="replace").splitlines()[-8:])
                 fail(f"host '{self.name}' ended while it booted. Its last words:\n  {tail}")
-            asked = subprocess.run([*self.ssh_args(), "systemctl is-system-running"], capture_output=True, text=True, check=False)
+            asked = subprocess.run(
+                [*self.ssh_args(), "systemctl is-system-running"], capture_output=True, text=True, check=False
+            )
             if asked.stdout.strip() in ("running", "degraded"):
-                say(f"{self.name} is up after {time.monotonic() - began:.1f} s, ssh on 127.0.0.1:{state['port']}")
+                say(f"{self.name} is up after {time.monotonic() - began:.1f} s, ssh on port {state['port']}")
                 return
             time.sleep(0.3)
         fail(f"host '{self.name}' did not answer on ssh within 90 s; its console is {self.dir}/console.log")
@@ -223,7 +263,9 @@ class Host:
         """Lay this host's own layer over the base; a small disk is a tmpfs of that size."""
         self.layers.mkdir(exist_ok=True)
         if disk_mib and not os.path.ismount(self.layers):
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={disk_mib}m", "tmpfs", str(self.layers)], check=True)
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={disk_mib}m", "tmpfs", str(self.layers)], check=True
+            )
         for folder in (self.layers / "upper", self.layers / "work", self.root):
             folder.mkdir(exist_ok=True)
         if not os.path.ismount(self.root):
@@ -249,21 +291,37 @@ class Host:
             environment.setdefault("UV_FIND_LINKS", links)
         if state["package_cache"]:
             environment |= {"UV_CACHE_DIR": "/var/cache/uv", "UV_LINK_MODE": "copy"}
-        (self.root / "etc/environment").write_text("".join(f'{k}="{v}"\n' for k, v in sorted(environment.items())))
+        (self.root / "etc/environment").write_text(
+            "".join(f'{k}="{v}"\n' for k, v in sorted(environment.items()))
+        )
         inventory = {
-            "ansible_host": "127.0.0.1", "ansible_port": state["port"], "ansible_user": "root",
+            "ansible_host": "127.0.0.1",
+            "ansible_port": state["port"],
+            "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self.key),
-            "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.dir}/known_hosts -o ControlPath={self.dir}/ssh-%C",
+            "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.dir}/known_hosts "
+            f"-o ControlPath={self.dir}/ssh-%C",
             "ansible_python_interpreter": "/usr/bin/python3",
-        }  # fmt: skip
-        (self.dir / "inventory.yml").write_text(json.dumps({"line": {"hosts": {self.name: inventory}}}, indent=2) + "\n")
+        }
+        (self.dir / "inventory.yml").write_text(
+            json.dumps({"line": {"hosts": {self.name: inventory}}}, indent=2) + "\n"
+        )
 
     def nspawn(self) -> list[str]:
         """The command that boots the host in the foreground."""
         command = [
-            "systemd-nspawn", "-q", "-D", str(self.root), f"--machine={self.name}", "--boot", "--register=no", "--keep-unit",
-            "--link-journal=no", "--resolv-conf=bind-host", "--console=read-only",
-        ]  # fmt: skip
+            "systemd-nspawn",
+            "-q",
+            "-D",
+            str(self.root),
+            f"--machine={self.name}",
+            "--boot",
+            "--register=no",
+            "--keep-unit",
+            "--link-journal=no",
+            "--resolv-conf=bind-host",
+            "--console=read-only",
+        ]
         for part in os.environ.get("PIP_FIND_LINKS", "").split():
             path = Path(urllib.parse.urlparse(part).path if part.startswith("file:") else part)
             if path.is_dir():
@@ -279,7 +337,7 @@ class Host:
         return command
 
     def keep(self) -> int:
-        """The keeper: boot, wait for the end of the host, its destruction or its owner's, and clear the mounts."""
+        """The keeper: boot, wait for the end of the host, its destruction or its owner's, clear up."""
         stop = False
 
         def asked_to_stop(_signal: int, _frame: object) -> None:
@@ -323,7 +381,11 @@ class Host:
                     os.waitpid(pid, os.WNOHANG)
                 time.sleep(0.1)
         for connection in self.dir.glob("ssh-*"):  # Ansible's shared connections end with the host
-            subprocess.run(["ssh", "-O", "exit", "-o", f"ControlPath={connection}", "throwaway"], capture_output=True, check=False)
+            subprocess.run(
+                ["ssh", "-O", "exit", "-o", f"ControlPath={connection}", "throwaway"],
+                capture_output=True,
+                check=False,
+            )
         self.unmount()
 
     def reset(self) -> None:
@@ -365,22 +427,38 @@ def all_hosts() -> list[Host]:
     return [Host(p.name) for p in sorted(HOSTS.glob("*")) if p.is_dir() and NAME.fullmatch(p.name)]
 
 
-# ------------------------------------------------------------------------------------------------------------- commands
+# -------------------------------------------------------------------------------------------- commands
 
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="host.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="host.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("base", help="build the cached base system")
     commands.add_parser("list", help="the hosts there are")
     create = commands.add_parser("create", help="make a host and boot it")
     create.add_argument("name")
     create.add_argument("--owner", type=int, help="take the host down when the process with this number ends")
-    create.add_argument("--disk-mib", type=int, help="size of its disk in MiB, kept in memory (default: no limit of its own)")
-    create.add_argument("--port", type=int, help="loopback port of its sshd (default: the first free one from 2201)")
-    create.add_argument("--no-package-cache", action="store_true", help="do not share this machine's cache of wheels with it")
-    for name, text in (("reset", "pristine again"), ("stop", "power off"), ("start", "boot a stopped host"), ("inventory", "print its inventory")):
+    create.add_argument(
+        "--disk-mib", type=int, help="size of its disk in MiB, kept in memory (default: no limit of its own)"
+    )
+    create.add_argument(
+        "--port", type=int, help="loopback port of its sshd (default: the first free one from 2201)"
+    )
+    create.add_argument(
+        "--reuse", action="store_true", help="be content with a host of this name that is there already"
+    )
+    create.add_argument(
+        "--no-package-cache", action="store_true", help="do not share this machine's cache of wheels with it"
+    )
+    for name, text in (
+        ("reset", "pristine again"),
+        ("stop", "power off"),
+        ("start", "boot a stopped host"),
+        ("inventory", "print its inventory"),
+    ):
         commands.add_parser(name, help=text).add_argument("name")
     destroy = commands.add_parser("destroy", help="leave nothing of it")
     destroy.add_argument("name", nargs="?")
@@ -397,9 +475,22 @@ def main() -> int:
         print(build_base())
     elif asked.command == "list":
         for host in all_hosts():
-            print(f"{host.name}\t{'up' if host.keeper_alive() else 'down'}\tssh 127.0.0.1:{host.state.get('port')}\towner {host.state.get('owner')}")
+            state = host.state
+            up = "up" if host.keeper_alive() else "down"
+            print(f"{host.name}\t{up}\tssh 127.0.0.1:{state.get('port')}\towner {state.get('owner')}")
     elif asked.command == "create":
-        Host(asked.name).create(owner=asked.owner, disk_mib=asked.disk_mib, port=asked.port, package_cache=not asked.no_package_cache)
+        host = Host(asked.name)
+        if asked.reuse and host.keeper_alive():
+            say(f"{host.name} is there already, ssh on 127.0.0.1:{host.state['port']}")
+        elif asked.reuse and host.state:
+            host.boot()
+        else:
+            host.create(
+                owner=asked.owner,
+                disk_mib=asked.disk_mib,
+                port=asked.port,
+                package_cache=not asked.no_package_cache,
+            )
     elif asked.command == "reset":
         Host(asked.name).reset()
     elif asked.command == "stop":
@@ -416,7 +507,7 @@ def main() -> int:
             host.destroy()
     elif asked.command == "ssh":
         host = Host(asked.name)
-        os.execvp("ssh", [*host.ssh_args(), *asked.words])
+        os.execvp("ssh", [*host.ssh_args(), *asked.words])  # noqa: S606  # ssh takes over this terminal
     elif asked.command == "_keep":
         return Host(asked.name).keep()
     return 0

@@ -1,0 +1,95 @@
+# Two commands are all that a fresh machine needs: `make demo` and `make test`. Everything else is a part of them.
+# `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+export HOTLINE_VERSION := $(shell scripts/version)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export MOLECULE_COMMAND_BORDERS := 0
+PYTHON ?= python3
+ROLES_WITH_TESTS := $(sort $(foreach f,$(wildcard roles/*/molecule/default/molecule.yml),$(word 2,$(subst /, ,$(f)))))
+
+.PHONY: help
+help:  ## this list
+	@echo "Hotline $(HOTLINE_VERSION)"
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 18
+
+# ---------------------------------------------------------------------------------------------------- what a machine needs
+
+.venv/.ready: requirements.txt
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || scripts/need python3-venv - "makes the Python environment of this repository"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hotline: Python 3.11 or newer is needed here (ansible-core 2.19). Mend: make PYTHON=python3.12 …")'
+	@echo "hotline: making .venv from requirements.txt (Ansible, test tools, Node; 1.3 GB, a minute or two, only once)"
+	@rm -rf .venv && $(PYTHON) -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt 2> >(grep -v '^WARNING: Location' >&2)
+	@touch $@
+
+.PHONY: hosts
+hosts:
+	@scripts/need debootstrap debootstrap "makes the base system of throwaway hosts" \
+	    systemd-container systemd-nspawn "boots throwaway hosts" \
+	    openssh-client ssh "reaches hosts"
+
+.PHONY: speech
+speech:
+	@scripts/need espeak-ng espeak-ng "speaks into the line, since nobody sits at a test"
+
+.PHONY: browser
+browser: speech
+	@scripts/need chromium chromium "opens the page as a caller would"
+
+# ------------------------------------------------------------------------------------------------------------------- demo
+
+.PHONY: demo
+demo: hosts speech .venv/.ready  ## a running line on a throwaway host of this machine; prints its link
+	@ansible-playbook -i inventory/demo.yml playbooks/demo.yml
+
+.PHONY: demo-stop
+demo-stop:  ## take the demo's host down and leave nothing of it
+	@tests/hosts/host.py destroy demo && echo "hotline: the demo is gone"
+
+# ------------------------------------------------------------------------------------------------------------------ tests
+
+.PHONY: test
+test: lint unit engine nginx molecule e2e  ## everything: lint, unit tests, real nginx, every role on a throwaway host, end to end
+	@echo "hotline: all tests of $(HOTLINE_VERSION) passed"
+
+.PHONY: lint
+lint: .venv/.ready page-packages  ## ansible-lint (production), yamllint, ruff, mypy (strict), the page's linter and type check
+	ruff check .
+	ruff format --check .
+	mypy
+	yamllint --strict .
+	ansible-lint
+	cd client && npm run --silent lint
+
+.PHONY: unit
+unit: .venv/.ready page-packages speech  ## tests that need neither a host nor torch
+	pytest tests/unit tests/roles
+	cd client && npm test --silent
+
+.PHONY: nginx
+nginx: .venv/.ready  ## the rendered nginx configuration, by requests to a real nginx
+	@scripts/need nginx nginx "is what the line's configuration is tried on"
+	pytest tests/nginx
+
+.PHONY: molecule
+molecule: hosts .venv/.ready page-packages  ## check, converge, idempotence and verify of ROLE=name, or of every role
+	@scripts/each-role $(or $(ROLE),$(ROLES_WITH_TESTS))
+
+.PHONY: e2e
+e2e: hosts browser .venv/.ready page-packages  ## site.yml on a bare host, then a real browser talks
+	pytest tests/e2e
+
+.PHONY: clean
+clean:  ## remove what the targets above made in this folder; hosts and caches of the machine stay
+	rm -rf .venv .venv-engine .cache .ansible client/node_modules client/dist
+
+.PHONY: lock
+lock: .venv/.ready  ## compile every lock file anew from its .in file
+	scripts/lock

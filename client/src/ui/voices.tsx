@@ -1,0 +1,51 @@
+/** Both voices as two bodies of light, a large and a small one, that swell with their loudness. */
+import { useEffect, useRef } from 'preact/hooks';
+import type { Levels } from '../telephone';
+import { texts } from '../texts';
+
+/** Speech is quiet as a number (0.05) and loud to the ear: a root brings it to the eye's scale. */
+const shown = (level: number) => Math.min(1, Math.sqrt(level) * 1.6);
+/** How much of the way to a lower level is gone per picture: up at once, down slowly. */
+const FALL = 0.12;
+
+export function Voices({ levels, live, muted }: { levels: () => Levels; live: boolean; muted: boolean }) {
+  const moshi = useRef<HTMLDivElement>(null);
+  const you = useRef<HTMLDivElement>(null);
+
+  useEffect(() => {
+    if (!live) return;
+    const now = { you: 0, moshi: 0 };
+    let picture = requestAnimationFrame(function draw() {
+      const heard = levels();
+      for (const [who, place] of [
+        ['moshi', moshi],
+        ['you', you],
+      ] as const) {
+        const level = shown(heard[who]);
+        now[who] = level > now[who] ? level : now[who] + (level - now[who]) * FALL;
+        place.current?.style.setProperty('--level', now[who].toFixed(3));
+      }
+      picture = requestAnimationFrame(draw);
+    });
+    return () => {
+      cancelAnimationFrame(picture);
+      for (const place of [moshi, you]) place.current?.style.removeProperty('--level');
+    };
+  }, [live, levels]);
+
+  return (
+    <div class="voices" data-live={live}>
+      <div class="voice moshi" ref={moshi}>
+        <div class="orb" aria-hidden="true" />
+        <span class="name">{texts.moshi}</span>
+      </div>
+      <div class="voice you" ref={you} data-muted={muted}>
+        <div class="orb" aria-hidden="true" />
+        <span class="name">
+          {texts.you}
+          {muted && <span class="tag"> {texts.muted}</span>}
+        </span>
+      </div>
+    </div>
+  );
+}
