@@ -7,6 +7,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
+-include .env
+export HF_TOKEN HF_ENDPOINT
 export HOTLINE_VERSION := $(shell scripts/version)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
