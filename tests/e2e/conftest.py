@@ -1,0 +1,133 @@
+"""One throwaway host, made into a line by the real site.yml, for all end-to-end tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KIT = ROOT / "tests/hosts/host.py"
+
+
+@dataclass
+class Run:
+    """What one run of ansible-playbook said."""
+
+    output: str
+    status: int
+    seconds: float
+
+    @property
+    def changed(self) -> int:
+        """How many tasks changed something, over all hosts."""
+        return sum(int(n) for n in re.findall(r"\bchanged=(\d+)", self.output))
+
+
+@dataclass
+class Host:
+    """A throwaway host and how tests reach it."""
+
+    name: str
+    variables: dict[str, Any] = field(default_factory=dict)
+
+    def kit(self, *words: str) -> str:
+        """One command of the kit."""
+        done = subprocess.run([KIT, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def run(self, command: str, check: bool = True) -> str:
+        """One shell command on the host; its standard output."""
+        done = subprocess.run([KIT, "ssh", self.name, command], capture_output=True, text=True, check=False)
+        if check:
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def play(self, playbook: str = "site.yml", *words: str, **variables: Any) -> Run:
+        """ansible-playbook as the README calls it, with this host as the only one of the line."""
+        began = time.monotonic()
+        done = subprocess.run(
+            ["ansible-playbook", playbook, "-i", "inventory/demo.yml",
+             "-i", f"/var/lib/hotline-hosts/{self.name}/inventory.yml",
+             "-e", json.dumps(self.variables | variables), *words],
+            cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"NO_COLOR": "1"},
+        )  # fmt: skip
+        return Run(done.stdout + done.stderr, done.returncode, time.monotonic() - began)
+
+
+@dataclass
+class Line(Host):
+    """A host that site.yml made into a line."""
+
+    first: Run = field(default_factory=lambda: Run("", 0, 0.0))
+    url: str = "https://localhost:8998"
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """Trusts the line's own authority, and nothing else: the certificate is really checked."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cadata=self.run("cat /etc/hotline/tls/ca.pem"))
+        return context
+
+    def engine(self, port: int = 8999) -> str:
+        """The engine's own address, past nginx."""
+        return f"ws://127.0.0.1:{port}/api/chat"
+
+    def heal(self) -> None:
+        """After a test that broke something: wait until the line answers again."""
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            with contextlib.suppress(AssertionError):
+                if '"ok"' in self.run("curl -sk https://127.0.0.1:8998/health || python3 -c '"
+                                      "import ssl,urllib.request as u; print(u.urlopen(\"https://127.0.0.1:8998/health\","
+                                      "context=ssl._create_unverified_context()).read().decode())'"):  # fmt: skip
+                    return
+            time.sleep(1)
+        raise AssertionError(
+            "the line did not come back within 90 s:\n" + self.run("systemctl --failed; journalctl -n 50")
+        )
+
+
+@contextlib.contextmanager
+def throwaway(name: str, *words: str) -> Iterator[Host]:
+    """A bare host that this test run owns."""
+    subprocess.run([KIT, "destroy", name], check=False, capture_output=True)
+    host = Host(name)
+    host.kit("create", name, "--owner", str(os.getpid()), *words)
+    try:
+        yield host
+    finally:
+        subprocess.run([KIT, "destroy", name], check=False)
+
+
+@pytest.fixture(scope="session")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
+    """The line. Its first run is from a pristine host, without wheels cached before."""
+    missing = [tool for tool in ("debootstrap", "systemd-nspawn") if not shutil.which(tool)]
+    assert not missing, f"{missing} missing: `make e2e` installs what this needs"
+    with throwaway("e2e", "--no-package-cache") as bare:
+        host = Line("e2e", variables={"tls_ca_dir": str(tmp_path_factory.mktemp("ca"))})
+        dry = host.play("site.yml", "--check", "--diff")
+        assert dry.status == 0, f"--check --diff on a virgin host:\n{dry.output[-6000:]}"
+        assert "hotline" not in bare.run("ls /etc /opt /var/lib"), "a dry run left something"
+        host.first = host.play()
+        assert host.first.status == 0, host.first.output[-8000:]
+        yield host
+
+
+@pytest.fixture(scope="session")
+def line_url(line: Line) -> str:
+    """Where the browser tests open the page."""
+    return line.url

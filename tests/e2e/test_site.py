@@ -1,0 +1,42 @@
+"""site.yml as its operator meets it: first run, second run, faults on the way, the way back."""
+
+from __future__ import annotations
+
+import re
+
+from .conftest import Line
+
+
+def test_the_first_run_ends_with_the_link_and_how_long_each_part_took(line: Line) -> None:
+    said = line.first.output
+    assert "https://localhost:8998/" in said
+    assert "engine    moshi_server" in said
+    assert re.search(r"GPU\s+none", said)
+    assert re.search(r"(?m)^moshi -+ [\d.]+s", said), "the recap names each role and its seconds"
+
+
+def test_a_second_run_changes_nothing_and_is_quick(line: Line) -> None:
+    second = line.play()
+    print(f"\nfirst run {line.first.seconds:.0f} s, second run {second.seconds:.0f} s, "
+          f"ratio {second.seconds / line.first.seconds:.2f}")  # fmt: skip
+    assert second.status == 0, second.output[-4000:]
+    assert second.changed == 0, second.output[-6000:]
+
+
+def test_the_version_is_the_same_everywhere(line: Line) -> None:
+    import json
+    import subprocess
+    from pathlib import Path
+
+    expected = subprocess.run(
+        [Path(__file__).parents[2] / "scripts/version"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    health = json.loads(
+        line.run(
+            "python3 -c \"import ssl,urllib.request as u; print(u.urlopen('https://127.0.0.1:8998/health',"
+            'context=ssl._create_unverified_context()).read().decode())"'
+        )  # fmt: skip
+    )
+    assert health["version"] == expected
+    assert expected in line.first.output
+    assert expected in line.run("journalctl -u orchestrator --no-pager")
