@@ -1,0 +1,255 @@
+"""Run kyutai's unchanged ``moshi.server``, with what is wrong around it put right.
+
+Every argument goes to the server as it is: ``launch.py --port 8999 …`` is ``python -m moshi.server --port 8999 …``.
+Nothing in the package is edited; what is mended here was read in moshi 0.2.13:
+
+* ``--device cpu`` ends in the warm-up, which calls ``torch.cuda.synchronize()``.
+* The loader casts the scales of 8-bit weights to the model's dtype, and the first step then refuses them
+  (kyutai-labs/moshi#271).
+* A line per 80 ms frame and every word Moshi says are printed. What people talk about does not belong into a log.
+* A CUDA error in a conversation leaves a process that listens and can never answer again: it has to end, so that
+  whoever started it starts it anew.
+* A stop waits up to 60 s for a conversation to end by itself.
+
+Environment:
+
+``HOTLINE_ENGINE_STATE``
+    A directory for this engine. ``run.log`` there holds the last words of this run (bounded, without the transcript),
+    ``phase.json`` says loading or ready. breaker.py reads the first and goes on with the second.
+``HOTLINE_ENGINE_LOG``
+    ``lifecycle`` (default), or ``everything``: no filter at all. That writes the conversation into the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import io
+import json
+import logging
+import os
+import re
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TextIO
+
+EXIT_BROKEN_CUDA = 70  # sysexits.h EX_SOFTWARE
+STOP_SECONDS = 3.0  # what a conversation gets to end by itself when the engine is stopped
+RUN_LOG_BYTES = 64 * 1024  # for run.log and run.log.1 each
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Everything the server says about itself on standard output. What is not listed here may be somebody's words.
+LIFECYCLE = re.compile(
+    r"\[Info\] (retrieving (checkpoint|the static content)|loading mimi|mimi loaded|loading moshi|moshi loaded"
+    r"|warming up the model|serving static content from .*|Access the Web UI directly at .*"
+    r"|accepted connection|connection closed|done with connection)$"
+    r"|\[Warn\] (empty message|unknown message kind \d+)$"
+    r"|\[Err \] .{1,300}$"
+    r"|hotline: .*$"
+)
+BROKEN_CUDA = re.compile(r"CUDA error|CUDA out of memory|CUBLAS_STATUS_|cuDNN error|CUDNN_STATUS_")
+
+
+class RunLog:
+    """The last words of one run: at most 2 x RUN_LOG_BYTES in ``run.log`` and ``run.log.1`` of a directory.
+
+    The first line says which run it was, so that words of an earlier one are never taken for it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "run.log"
+        self.older = directory / "run.log.1"
+        self.older.unlink(missing_ok=True)
+        self._file = self.path.open("w", encoding="utf-8", errors="backslashreplace")
+        self._size = 0
+        self.write(json.dumps({"invocation": os.environ.get("INVOCATION_ID", ""), "pid": os.getpid()}))
+
+    def write(self, line: str) -> None:
+        """Append a line. A full disk must not end a conversation: then the line is lost."""
+        line = line[:2000]
+        with contextlib.suppress(OSError):
+            if self._size + len(line) > RUN_LOG_BYTES:
+                self._file.close()
+                self.path.replace(self.older)
+                self._file = self.path.open("w", encoding="utf-8", errors="backslashreplace")
+                self._size = 0
+            self._file.write(line + "\n")
+            self._file.flush()
+            self._size += len(line) + 1
+
+
+class Lines(io.TextIOBase):
+    """A text stream that hands whole lines on: those that ``passes`` likes, without colours, to ``target`` and the log."""
+
+    def __init__(self, target: TextIO, passes: Callable[[str], bool], log: RunLog | None) -> None:
+        self._target = target
+        self._passes = passes
+        self._log = log
+        self._rest = ""
+        self._last = ""
+
+    def write(self, text: str) -> int:
+        """Take any piece of text; lines go on when they are complete, and once when a caller makes them repeat."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            plain = COLOUR.sub("", line)
+            if not self._passes(plain) or (plain == self._last and plain.startswith("[")):
+                continue
+            self._last = plain
+            self._target.write(plain + "\n")
+            if self._log is not None:
+                self._log.write(plain)
+        self._target.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream below; an unfinished line stays until it is complete."""
+        self._target.flush()
+
+    def fileno(self) -> int:
+        """Return the descriptor below, for children that inherit it."""
+        return self._target.fileno()
+
+    def writable(self) -> bool:
+        """Say that this stream is written to."""
+        return True
+
+
+class ServerErrors(logging.StreamHandler[TextIO]):
+    """Print what aiohttp reports of a failed conversation, and end the process when CUDA is broken behind it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record; leave with EXIT_BROKEN_CUDA if its exception says that no later call can work."""
+        super().emit(record)
+        if record.exc_info and breaks_cuda(record.exc_info[1]):
+            print("hotline: CUDA does not work any more in this process, which therefore ends", file=sys.stderr)
+            sys.stderr.flush()
+            # Not sys.exit: this runs inside aiohttp's event loop, and destructors would call into CUDA again.
+            os._exit(EXIT_BROKEN_CUDA)
+
+
+def breaks_cuda(error: BaseException | None) -> bool:
+    """Say whether an exception, or one that led to it, comes from CUDA.
+
+    Out of memory counts: moshi allocates everything before the first frame, so it cannot happen to a sound engine.
+    """
+    while error is not None:
+        if type(error).__name__ in {"AcceleratorError", "OutOfMemoryError"} or BROKEN_CUDA.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def says_phase(state: Path, phase: str, detail: str = "") -> None:
+    """Write ``phase.json`` into ``state`` in one step, so that no reader sees half of it."""
+    text = json.dumps({"phase": phase, "detail": detail, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    draft = state / "phase.json.new"
+    draft.write_text(text + "\n", encoding="utf-8")
+    draft.replace(state / "phase.json")
+
+
+def is_ready(state: Path) -> None:
+    """Say that the port is open; what failed before is history now, and no longer why the line is down."""
+    with contextlib.suppress(FileNotFoundError):
+        (state / "failure.json").replace(state / "last_failure.json")
+    says_phase(state, "ready")
+
+
+def run_without_cuda(torch: Any) -> None:
+    """Let the warm-up end without CUDA: there is nothing to wait for on a CPU."""
+    torch.cuda.synchronize = lambda device=None: None
+
+
+def keep_scales_float32(loaders: Any) -> None:
+    """Hand the scales of 8-bit weights to the model as they stand in the file, in float32.
+
+    ``get_moshi_lm`` reads a state dict, casts all that is floating point and loads it. The scales are remembered when it
+    is read and put back just before it is loaded: by their names in the file, since hooks rename them afterwards. A
+    model without scales, and a moshi that no longer casts them, is loaded exactly as before.
+    """
+    read, load = loaders.load_file, loaders.LMModel.load_state_dict
+    scales: dict[str, Any] = {}
+
+    @functools.wraps(read)
+    def load_file(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        state: dict[str, Any] = read(*args, **kwargs)
+        scales.clear()
+        scales.update((name, value.float()) for name, value in state.items() if name.endswith("weight_scb"))
+        return state
+
+    @functools.wraps(load)
+    def load_state_dict(self: Any, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        state.update((name, scales[name]) for name in scales.keys() & state.keys())
+        scales.clear()
+        return load(self, state, *args, **kwargs)
+
+    loaders.load_file = load_file
+    loaders.LMModel.load_state_dict = load_state_dict
+
+
+def announce_and_stop_quickly(web: ModuleType, ready: Callable[[], None]) -> None:
+    """Have ``web.run_app`` call ``ready`` once the port is open, and give conversations STOP_SECONDS at the end."""
+    run_app = web.run_app
+
+    def announce(text: str) -> None:
+        ready()
+        print(f"hotline: ready, {COLOUR.sub('', text).splitlines()[0].strip('= ')}")
+
+    web.run_app = functools.partial(run_app, print=announce, shutdown_timeout=STOP_SECONDS)  # type: ignore[attr-defined]
+
+
+def device_of(arguments: list[str]) -> str:
+    """Return what ``--device`` says, as argparse reads it: the last one wins, ``cuda`` is the server's default."""
+    device = "cuda"
+    for position, argument in enumerate(arguments):
+        if argument == "--device" and position + 1 < len(arguments):
+            device = arguments[position + 1]
+        elif argument.startswith("--device="):
+            device = argument.partition("=")[2]
+    return device
+
+
+def main(arguments: list[str]) -> None:
+    """Mend, then become ``python -m moshi.server`` with these arguments."""
+    log = None
+    state = Path(os.environ["HOTLINE_ENGINE_STATE"]) if "HOTLINE_ENGINE_STATE" in os.environ else None
+    if state is not None:
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+            log = RunLog(state)
+            says_phase(state, "loading")
+        except OSError as error:  # what cannot be noted down is no reason to leave a line down
+            print(f"hotline: {state} cannot be written, this run goes unrecorded: {error}", file=sys.stderr)
+
+    def ready() -> None:
+        if state is not None:
+            with contextlib.suppress(OSError):
+                is_ready(state)
+
+    faulthandler.enable()
+    sys.stderr = Lines(sys.__stderr__ or sys.stderr, lambda line: True, log)
+    if os.environ.get("HOTLINE_ENGINE_LOG", "lifecycle") != "everything" and "--help" not in arguments:
+        sys.stdout = Lines(sys.__stdout__ or sys.stdout, lambda line: LIFECYCLE.match(line) is not None, log)
+    logging.getLogger("aiohttp.server").addHandler(ServerErrors())
+
+    import torch  # noqa: PLC0415 - what comes before must be in place when an import fails
+    from aiohttp import web  # noqa: PLC0415
+    from moshi.models import loaders  # noqa: PLC0415
+
+    if device_of(arguments).startswith("cpu"):
+        run_without_cuda(torch)
+    keep_scales_float32(loaders)
+    announce_and_stop_quickly(web, ready)
+    # Before torch.compile or anyone else starts a child: the engine's name in a process list, not ours.
+    sys.argv = ["moshi.server", *arguments]
+    # Run by name, never imported: importing the module already runs it.
+    runpy.run_module("moshi.server", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
