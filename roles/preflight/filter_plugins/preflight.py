@@ -72,7 +72,7 @@ def settings_known(specs: dict[str, Any], settings: Settings) -> Iterator[Fault]
             kind = option.get("type", "str")
             if choices and kind != "list" and value not in choices and str(value) not in map(str, choices):
                 names = [str(choice) or "''" for choice in choices]
-                near = difflib.get_close_matches(str(value), names, n=1)
+                near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.75)
                 yield Fault(
                     f"{name}:{said} is unknown",
                     f"set {name}: {listed(names)}"
