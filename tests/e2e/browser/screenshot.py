@@ -1,0 +1,140 @@
+"""Takes pictures of the page: every screen on a phone and a desktop, dark and light, and the pair for the README.
+
+    python -m tests.e2e.browser.screenshot --out /tmp/screens                    # all, on the stand-in
+    python -m tests.e2e.browser.screenshot --url https://127.0.0.1:8998 --pair docs/images/page.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.e2e.browser import standin
+from tests.e2e.browser.driver import Caller, calling, launch, speech
+
+SIZES = {"phone": (390, 844), "desktop": (1280, 800)}
+SCHEMES = ("dark", "light")
+WORDS = tuple(
+    piece
+    for piece in (
+        " Hello! Lovely to hear from you. I can listen while I talk, so feel free to interrupt me at any time."
+    ).replace(" ", "| ").split("|")
+    if piece
+)
+
+
+@contextmanager
+def _opened(browser: Browser, url: str, size: str, scheme: str, script: str | None = None) -> Iterator[Caller]:
+    width, height = SIZES[size]
+    with calling(
+        browser,
+        url,
+        script=script,
+        viewport={"width": width, "height": height},
+        device_scale_factor=2 if size == "phone" else 1,
+        color_scheme=scheme,
+    ) as caller:
+        caller.page.wait_for_timeout(300)
+        yield caller
+
+
+def screens(browser: Browser, line: standin.Line, out: Path) -> None:
+    """Every screen, as <screen>-<size>-<scheme>.png."""
+    out.mkdir(parents=True, exist_ok=True)
+    line.authority = "/hotline-ca.pem"
+    for size in SIZES:
+        for scheme in SCHEMES:
+
+            def shoot(caller: Caller, name: str, ending: str = f"{size}-{scheme}.png") -> None:
+                caller.page.wait_for_timeout(250)
+                caller.page.screenshot(path=out / f"{name}-{ending}")
+
+            with _opened(browser, line.url, size, scheme) as caller:
+                shoot(caller, "1-before")
+                caller.page.locator("summary").click()
+                caller.page.locator("details").scroll_into_view_if_needed()
+                caller.page.screenshot(path=out / f"2-certificate-{size}-{scheme}.png", full_page=True)
+                caller.talk()
+                caller.hear(90)
+                shoot(caller, "3-talking")
+                caller.press("Mute")
+                shoot(caller, "4-muted")
+                caller.press("Unmute")
+                line.refusal = ("starting", "The voice engine is loading its weights.", 1013)
+                line.kill()
+                caller.until_state("waiting")
+                caller.page.wait_for_timeout(2500)
+                shoot(caller, "5-waiting")
+                line.refusal = None
+                caller.until_state("talking", 30)
+                caller.hear(40)
+                shoot(caller, "6-anew")
+                caller.press("Hang up")
+                shoot(caller, "7-ended")
+            refused = "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', 'NotAllowedError'))"
+            with _opened(browser, line.url, size, scheme, refused) as caller:
+                caller.press("Call Moshi")
+                caller.until_state("failed")
+                shoot(caller, "8-refused")
+            line.refusal = ("line_full", "Somebody else is talking with Moshi on this line.", 1013)
+            with _opened(browser, line.url, size, scheme) as caller:
+                caller.press("Call Moshi")
+                caller.until_state("failed")
+                shoot(caller, "9-busy")
+            line.refusal = None
+
+
+def pair(browser: Browser, url: str, path: Path) -> None:
+    """The README's picture: a call on a desktop in the light, and on a phone in the dark, side by side."""
+    pictures = {}
+    for size, scheme in (("desktop", "light"), ("phone", "dark")):
+        with _opened(browser, url, size, scheme) as caller:
+            caller.talk()
+            caller.hear(100)
+            pictures[size] = base64.b64encode(caller.page.screenshot()).decode()
+            caller.press("Hang up")
+            caller.until_state("ended")
+    page = browser.new_page(viewport={"width": 1240, "height": 720}, device_scale_factor=1.5)
+    page.set_content(
+        f"""<style>
+        body {{ margin: 0; height: 720px; display: flex; align-items: center; justify-content: center; gap: 36px;
+                background: linear-gradient(160deg, #dfe9e6, #efe6da) }}
+        img {{ display: block }}
+        .desktop {{ width: 836px; border-radius: 14px; box-shadow: 0 24px 60px -18px #10202a66 }}
+        .phone {{ width: 280px; border-radius: 34px; border: 7px solid #05080a; box-shadow: 0 24px 60px -14px #10202a99 }}
+        </style>
+        <img class="desktop" src="data:image/png;base64,{pictures["desktop"]}">
+        <img class="phone" src="data:image/png;base64,{pictures["phone"]}">"""
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=path)
+    page.close()
+
+
+def main() -> None:
+    """Take the pictures that were asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.e2e.browser.screenshot", description=__doc__)
+    parser.add_argument("--url", help="a real line; without it the stand-in")
+    parser.add_argument("--page", type=Path, default=Path("client/dist"), help="the built page, for the stand-in")
+    parser.add_argument("--out", type=Path, help="folder for every screen (stand-in only)")
+    parser.add_argument("--pair", type=Path, help="the README's picture")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        browser = launch(playwright, speech(Path(folder) / "speech.wav"))
+        with standin.running(options.page) as line:
+            line.words = WORDS
+            if options.out and not options.url:
+                screens(browser, line, options.out)
+            if options.pair:
+                pair(browser, options.url or line.url, options.pair)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""A line without a host: the built page under its strict headers, and an engine that echoes, in this process.
+
+It speaks the engine's side of Moshi's protocol as moshi.server does (handshake when the conversation begins, one
+frame of 80 ms out per frame in except for the first, two pages of 40 ms per frame, words as text pieces), decodes what
+it hears so that a test can tell a voice from silence, and misbehaves on request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mimetypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import sphn
+from aiohttp import WSMsgType, web
+
+HANDSHAKE, AUDIO, TEXT, _, _, ERROR = range(6)
+SAMPLE_RATE = 24_000
+FRAME = 1920
+SILENCE = 0.003
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; manifest-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""At least as strict as the line's own: what runs under this runs under that. Checked in test_policy.py."""
+
+HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "microphone=(self)",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+WORDS = (
+    " Hello",
+    ",",
+    " I",
+    " am",
+    " only",
+    " an",
+    " echo",
+    ".",
+    " ",
+    "<0xF0>",
+    "<0x9F>",
+    "<0x99>",
+    "<0x82>",
+)
+
+
+@dataclass
+class Heard:
+    """What the engine got in one conversation."""
+
+    pages: int = 0
+    samples: int = 0
+    voiced: int = 0
+    """Samples in frames that are louder than silence."""
+    open: bool = True
+
+    @property
+    def voiced_ms(self) -> float:
+        """Voice, in ms."""
+        return self.voiced * 1000 / SAMPLE_RATE
+
+    @property
+    def ms(self) -> float:
+        """Voice and silence, in ms."""
+        return self.samples * 1000 / SAMPLE_RATE
+
+
+@dataclass
+class Line:
+    """The line, as a test sees it and meddles with it."""
+
+    url: str = ""
+    conversations: list[Heard] = field(default_factory=list)
+    refusal: tuple[str, str, int] | None = None
+    """(code, message, close code): what callers are told, as kind 5."""
+    handshake: bool = True
+    hang: bool = False
+    """Read on and say nothing: an engine that died inside."""
+    authority: str | None = None
+    version: str | None = "0.0+standin"
+    health: int = 200
+    words: tuple[str, ...] = WORDS
+    requests: list[str] = field(default_factory=list)
+    _transports: set[asyncio.Transport] = field(default_factory=set)
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def heard(self) -> Heard:
+        """The latest conversation."""
+        return self.conversations[-1]
+
+    def kill(self) -> None:
+        """Cut every conversation as a killed engine does: no close frame."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(lambda: [transport.abort() for transport in self._transports])
+
+    async def chat(self, request: web.Request) -> web.WebSocketResponse:
+        """The engine's side of one conversation."""
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        if self.refusal is not None:
+            code, message, close = self.refusal
+            body = json.dumps({"code": code, "message": message}).encode()
+            await socket.send_bytes(bytes([ERROR]) + body)
+            await socket.close(code=close)
+            return socket
+        if not self.handshake:
+            async for _ in socket:
+                pass
+            return socket
+        assert isinstance(request.transport, asyncio.Transport)
+        self._transports.add(request.transport)
+        heard = Heard()
+        self.conversations.append(heard)
+        await socket.send_bytes(bytes([HANDSHAKE]))
+        try:
+            await self._echo(socket, heard)
+        finally:
+            heard.open = False
+            self._transports.discard(request.transport)
+        return socket
+
+    async def _echo(self, socket: web.WebSocketResponse, heard: Heard) -> None:
+        reader = sphn.OpusStreamReader(SAMPLE_RATE)
+        writer = sphn.OpusStreamWriter(SAMPLE_RATE)
+        pending = np.zeros(0, dtype=np.float32)
+        frames = 0
+        async for message in socket:
+            if message.type is not WSMsgType.BINARY or not message.data or message.data[0] != AUDIO:
+                continue
+            heard.pages += 1
+            pcm = reader.append_bytes(message.data[1:])
+            pending = np.concatenate((pending, pcm))
+            while len(pending) >= FRAME:
+                frame, pending = pending[:FRAME], pending[FRAME:]
+                heard.samples += FRAME
+                heard.voiced += FRAME if float(np.sqrt(np.mean(frame**2))) > SILENCE else 0
+                frames += 1
+                if frames == 1 or self.hang:
+                    continue
+                pages = writer.append_pcm(frame)
+                if pages:
+                    await socket.send_bytes(bytes([AUDIO]) + pages)
+                if frames % 3 == 0 and frames // 3 <= len(self.words):
+                    piece = self.words[frames // 3 - 1]
+                    await socket.send_bytes(bytes([TEXT]) + piece.encode())
+
+
+def _application(line: Line, page: Path) -> web.Application:
+    @web.middleware
+    async def headers(
+        request: web.Request,
+        handler: web.RequestHandler,  # type: ignore[type-arg]
+    ) -> web.StreamResponse:
+        line.requests.append(request.path_qs)
+        response: web.StreamResponse = await handler(request)  # type: ignore[operator]
+        if not response.prepared:
+            response.headers.update(HEADERS)
+        return response
+
+    async def health(_: web.Request) -> web.Response:
+        body = {"status": "ok" if line.health == 200 else "unhealthy", "version": line.version, "reasons": []}
+        return web.json_response(body, status=line.health)
+
+    async def deployed(_: web.Request) -> web.Response:
+        return web.json_response({"version": line.version, "authority": line.authority})
+
+    async def authority(_: web.Request) -> web.Response:
+        return web.Response(text="-----BEGIN CERTIFICATE-----\n", content_type="application/x-pem-file")
+
+    async def file(request: web.Request) -> web.StreamResponse:
+        path = (page / (request.match_info["path"] or "index.html")).resolve()
+        if not path.is_relative_to(page) or not path.is_file():
+            raise web.HTTPNotFound
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        return web.Response(body=path.read_bytes(), content_type=kind)
+
+    application = web.Application(middlewares=[headers])
+    application.router.add_get("/api/chat", line.chat)
+    application.router.add_get("/health", health)
+    application.router.add_get("/line.json", deployed)
+    application.router.add_get("/hotline-ca.pem", authority)
+    application.router.add_get("/{path:.*}", file)
+    return application
+
+
+@contextmanager
+def running(page: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[Line]:
+    """Run the line in a thread; `page` is the folder of the built page. Port 0: any free one.
+
+    http on loopback is a secure context: the browser gives the microphone.
+    """
+    line = Line()
+    loop = asyncio.new_event_loop()
+    runner = web.AppRunner(_application(line, page.resolve()), access_log=None, shutdown_timeout=0.2)
+
+    async def start() -> str:
+        await runner.setup()
+        await web.TCPSite(runner, host, port).start()
+        return f"http://{runner.addresses[0][0]}:{runner.addresses[0][1]}"
+
+    line._loop = loop
+    thread = threading.Thread(target=loop.run_forever, name="stand-in line")
+    thread.start()
+    try:
+        line.url = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+        yield line
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
