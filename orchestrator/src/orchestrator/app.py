@@ -1,0 +1,60 @@
+"""The application: made from settings, with everything that lives as long as it made in one place."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypedDict
+
+from fastapi import FastAPI
+
+from orchestrator import __version__, authorize, health, problems, refusal
+from orchestrator.authorize import Doors, Ledger
+from orchestrator.edge import Edge
+from orchestrator.health import Health
+from orchestrator.line import Line, Surroundings
+from orchestrator.settings import Settings
+
+
+class State(TypedDict):
+    """What requests find in ``request.state``."""
+
+    line: Line
+    doors: Doors
+    ledger: Ledger
+    health: Health
+
+
+def create_app(settings: Settings, surroundings: Surroundings | None = None) -> FastAPI:
+    """Make the application of one line."""
+    around = surroundings or Surroundings()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        line = Line(settings, around)
+        checks = Health(line)
+        try:
+            yield State(
+                line=line,
+                doors=Doors.of(settings),
+                ledger=Ledger(settings.moshi_conversations),
+                health=checks,
+            )
+        finally:
+            await checks.stop()
+
+    docs = settings.orchestrator_docs
+    app = FastAPI(
+        title="Hotline",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url="/docs" if docs else None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if docs else None,
+        redirect_slashes=False,
+    )
+    for module in (health, authorize, refusal):
+        app.include_router(module.router)
+    problems.install(app)
+    app.add_middleware(Edge, clock=around.clock)
+    return app

@@ -1,0 +1,228 @@
+"""May this caller speak, and to which engine? nginx asks before every upgrade (``auth_request``).
+
+Deciding is pure: `decide` goes from what is known to an answer. Between an answer and the moment at which the
+call shows in the kernel's table of sockets there is a gap of a few milliseconds; `Ledger` remembers the
+answers given, so that two callers of the same instant do not get the same engine. An answer is remembered for
+`RESERVED_S` at most, and only until its connection is seen: whoever asks while it is open is neither refused
+for a call that never came nor sent to an engine that is about to be taken, but waits until it is clear.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Request, Response
+
+from orchestrator.engines import Condition, Engine, Peer, SocketsUnreadableError
+from orchestrator.line import Line
+from orchestrator.problems import problem
+from orchestrator.refusal import MESSAGES, STATUS, Refusal
+from orchestrator.settings import DEFAULT_PORTS, Settings, host_of
+
+RESERVED_S = (
+    2.0  # nginx connects to an engine on its own machine within milliseconds, or fails within one second
+)
+LOOK_AGAIN_S = 0.02
+
+log = logging.getLogger("orchestrator.authorize")
+router = APIRouter(include_in_schema=False)
+
+
+def origin_of(text: str) -> tuple[str, str, int] | None:
+    """Take an Origin header apart into scheme, host and port; None for ``null`` and for garbage."""
+    try:
+        parts = urlsplit(text)
+        scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
+        if scheme not in DEFAULT_PORTS or parts.path or parts.query or parts.fragment or "@" in parts.netloc:
+            return None
+        return scheme, host_of(host), port or DEFAULT_PORTS[scheme]
+    except ValueError:
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host is the browser's own machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+@dataclass(frozen=True)
+class Doors:
+    """The origins from which the page may call."""
+
+    origins: frozenset[tuple[str, str, int]]
+    loopback: bool
+
+    @classmethod
+    def of(cls, settings: Settings) -> Doors:
+        """Make them from the line's URL and its further names.
+
+        A further name is reached through the URL's port or, past a gateway that maps ports, through the
+        line's own. An open line listens on loopback and is reached through a tunnel, whose near end may have
+        any port: a page that the browser's own machine served is let in.
+        """
+        scheme, host, port = origin_of(settings.moshi_url) or ("https", "localhost", settings.line_port)
+        names = {host, *settings.line_names}
+        ports = {port, settings.line_port}
+        return cls(
+            frozenset((scheme, name, number) for name in names for number in ports),
+            loopback=settings.line_access == "open",
+        )
+
+    def admit(self, origin: str | None) -> bool:
+        """Say whether a caller with this Origin header may come in; None is a caller that is no browser."""
+        if origin is None:
+            return True  # only browsers are tricked into calling; who may, the line's access decides
+        parts = origin_of(origin)
+        return parts is not None and (parts in self.origins or (self.loopback and is_loopback(parts[1])))
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What the ledger knows of one engine: who is connected, and until when its answers are remembered."""
+
+    peers: frozenset[Peer] = frozenset()
+    reserved_until: tuple[float, ...] = ()  # in seconds of the ledger's clock, oldest first
+    granted_at: int = 0  # the number of the last answer that named it
+
+    @property
+    def taken(self) -> int:
+        """How many conversations it carries or is about to carry."""
+        return len(self.peers) + len(self.reserved_until)
+
+    def seen(self, peers: frozenset[Peer], now: float) -> Seat:
+        """Look again: a new connection settles the oldest reservation, time ends the others."""
+        arrived = len(peers - self.peers)
+        return Seat(peers, tuple(t for t in self.reserved_until[arrived:] if t > now), self.granted_at)
+
+
+@dataclass(frozen=True)
+class Granted:
+    """The caller may speak to this engine."""
+
+    engine: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The caller may not, or not now."""
+
+    refusal: Refusal
+
+
+@dataclass(frozen=True)
+class Unclear:
+    """An engine may turn out to be free: it is reserved until then, and no connection came of it yet."""
+
+    until: float
+
+
+Decision = Granted | Refused | Unclear
+
+
+def decide(
+    *, admitted: bool, engines: Sequence[Engine], seats: Mapping[int, Seat], conversations: int
+) -> Decision:
+    """Decide about one caller.
+
+    Engines are filled evenly: the emptiest gets the call, among equals the one whose last call is longest
+    ago.
+    """
+    if not admitted:
+        return Refused(Refusal.NOT_ALLOWED)
+    ready = [engine for engine in engines if engine.condition is Condition.READY]
+    free = [engine for engine in ready if seats[engine.number].taken < conversations]
+    if free:
+        best = min(free, key=lambda e: (seats[e.number].taken, seats[e.number].granted_at, e.number))
+        return Granted(best.number)
+    unclear = [
+        seat.reserved_until[0]
+        for engine in ready
+        if len((seat := seats[engine.number]).peers) < conversations and seat.reserved_until
+    ]
+    if unclear:
+        return Unclear(min(unclear))
+    if ready:
+        return Refused(Refusal.LINE_FULL)
+    if any(engine.condition is Condition.STARTING for engine in engines):
+        return Refused(Refusal.STARTING)
+    return Refused(Refusal.LINE_DOWN)
+
+
+@dataclass
+class Ledger:
+    """The answers given and not settled yet. One per process, used by one event loop."""
+
+    conversations: int
+    seats: dict[int, Seat] = field(default_factory=dict)
+    answers: int = 0
+
+    def ask(self, *, admitted: bool, engines: Sequence[Engine], now: float) -> Decision:
+        """Decide about one caller at this moment, and remember the answer."""
+        for engine in engines:
+            self.seats[engine.number] = self.seats.get(engine.number, Seat()).seen(engine.peers, now)
+        decision = decide(
+            admitted=admitted, engines=engines, seats=self.seats, conversations=self.conversations
+        )
+        if isinstance(decision, Granted):
+            self.answers += 1
+            seat = self.seats[decision.engine]
+            self.seats[decision.engine] = Seat(
+                seat.peers, (*seat.reserved_until, now + RESERVED_S), self.answers
+            )
+        return decision
+
+
+async def answer(
+    ledger: Ledger, *, admitted: bool, look: Callable[[], Sequence[Engine]], clock: Callable[[], float]
+) -> Granted | Refused:
+    """Decide about one caller, and wait while it is unclear; at most RESERVED_S, however many others ask.
+
+    Looking and remembering happen without a pause between them, so no other caller comes in between.
+    """
+    last = clock() + RESERVED_S
+    while True:
+        now = clock()
+        decision = ledger.ask(admitted=admitted, engines=look(), now=now)
+        if not isinstance(decision, Unclear):
+            return decision
+        if now >= last:
+            return Refused(Refusal.LINE_FULL)
+        await asyncio.sleep(max(0.001, min(LOOK_AGAIN_S, decision.until - now)))
+
+
+@router.get("/internal/authorize")
+async def authorize(request: Request) -> Response:
+    """Answer nginx: 204 with the engine's upstream and the call's id, or why not."""
+    line: Line = request.state.line
+    ledger: Ledger = request.state.ledger
+    doors: Doors = request.state.doors
+    origin = request.headers.get("origin")
+    facts = {"origin": origin, "caller": request.headers.get("x-real-ip")}
+    try:
+        files = await line.files_if_silent()
+        decision = await answer(
+            ledger,
+            admitted=doors.admit(origin),
+            look=lambda: line.engines(files),
+            clock=line.surroundings.clock,
+        )
+    except SocketsUnreadableError as error:
+        log.error("the engines cannot be seen: %s", error)
+        decision = Refused(Refusal.LINE_DOWN)
+    if isinstance(decision, Granted):
+        call_id = line.surroundings.new_call_id()
+        log.info("a call is let in", extra=facts | {"call": call_id, "engine": f"moshi_{decision.engine}"})
+        return Response(
+            status_code=204, headers={"X-Engine": f"moshi_{decision.engine}", "X-Call-Id": call_id}
+        )
+    code = decision.refusal
+    log.info("a call is refused", extra=facts | {"refusal": code.value})
+    return problem(STATUS[code], MESSAGES[code], code=code.value, headers={"X-Refusal": code.value})

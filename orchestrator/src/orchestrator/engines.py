@@ -1,0 +1,277 @@
+"""Which engines there are, and in what state: seen from outside, since an engine says nothing of itself.
+
+Two sources. The kernel's table of TCP sockets (``/proc/net/tcp`` and ``tcp6``) says whether an engine's port
+is open and who is connected to it. The engine's unit leaves two files in ``/var/lib/hotline/moshi/N``:
+``phase.json`` says how far it has come, ``failure.json`` why it failed and how often; the second goes away
+once the engine is ready again.
+
+The table is documented in https://www.kernel.org/doc/html/latest/networking/proc_net_tcp.html; its addresses
+are words of 32 bits in the byte order of the machine (little-endian on everything that Hotline runs on).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ESTABLISHED = 0x01
+CLOSE_WAIT = 0x08  # the caller is gone and the engine has not noticed: it still talks to nobody else
+LISTEN = 0x0A
+STATE_FILE_BYTES = 64 * 1024
+
+
+class SocketsUnreadableError(Exception):
+    """The kernel's table cannot be read; the text says why and what mends it."""
+
+
+class Peer(NamedTuple):
+    """The far end of a connection."""
+
+    address: str
+    port: int
+
+
+class Socket(NamedTuple):
+    """One row of the kernel's table."""
+
+    address: str
+    port: int
+    peer: Peer
+    state: int
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """Who listens and who is connected, by local port."""
+
+    listening: frozenset[int] = frozenset()
+    peers: Mapping[int, frozenset[Peer]] = field(default_factory=dict)
+
+
+def address_of(words: str) -> str:
+    """Return the address that the kernel writes as 8 (IPv4) or 32 (IPv6) hexadecimal digits.
+
+    Raises ValueError when they are neither.
+    """
+    if len(words) not in (8, 32):
+        raise ValueError("an address has 8 or 32 digits")
+    swapped = b"".join(bytes.fromhex(words[i : i + 8])[::-1] for i in range(0, len(words), 8))
+    return ipaddress.ip_address(swapped).compressed
+
+
+def parse_sockets(table: str) -> list[Socket]:
+    """Read the text of ``/proc/net/tcp`` or ``tcp6``. Rows that are not a socket's are passed over.
+
+    Raises ValueError when the text does not begin with the table's heading.
+    """
+    lines = table.splitlines()
+    if not lines or "local_address" not in lines[0]:
+        raise ValueError("it does not begin with the heading of the kernel's table of sockets")
+    sockets = []
+    for line in lines[1:]:
+        words = line.split()
+        try:
+            (here, here_port), (there, there_port) = words[1].split(":"), words[2].split(":")
+            peer = Peer(address_of(there), int(there_port, 16))
+            sockets.append(Socket(address_of(here), int(here_port, 16), peer, int(words[3], 16)))
+        except (IndexError, ValueError):
+            continue
+    return sockets
+
+
+def sockets_on(
+    ports: Iterable[int], rows: Iterable[Socket], *, own_ports: frozenset[int] = frozenset()
+) -> Sockets:
+    """Pick what concerns ``ports``. Connections from ``own_ports`` are our own look-ins, not callers."""
+    wanted = frozenset(ports)
+    listening: set[int] = set()
+    peers: dict[int, set[Peer]] = {port: set() for port in wanted}
+    for row in rows:
+        if row.port not in wanted:
+            continue
+        if row.state == LISTEN:
+            listening.add(row.port)
+        elif row.state in (ESTABLISHED, CLOSE_WAIT) and row.peer.port not in own_ports:
+            peers[row.port].add(row.peer)
+    return Sockets(frozenset(listening), {port: frozenset(found) for port, found in peers.items()})
+
+
+def read_sockets(proc_net: Path) -> list[Socket]:
+    """Read the kernel's tables below ``proc_net`` (``/proc/net``).
+
+    Raises SocketsUnreadableError. A machine without IPv6 has no ``tcp6``; that is no error.
+    """
+    rows = []
+    for name in ("tcp", "tcp6"):
+        path = proc_net / name
+        try:
+            rows += parse_sockets(path.read_text(encoding="ascii", errors="replace"))
+        except FileNotFoundError:
+            if name == "tcp":
+                raise SocketsUnreadableError(
+                    f"{path} is not there, so nobody can tell which engine is free. "
+                    "Mend: the orchestrator's unit must not set ProcSubset=pid"
+                ) from None
+        except (OSError, ValueError) as error:
+            raise SocketsUnreadableError(
+                f"{path} cannot be read ({error}), so nobody can tell which engine is free. "
+                "Mend: restart the orchestrator; if it stays so, report it with the first lines of that file"
+            ) from None
+    return rows
+
+
+class Condition(Enum):
+    """What an engine is good for."""
+
+    READY = "ready"  # its port is open
+    STARTING = "starting"  # waiting helps
+    BROKEN = "broken"  # the circuit breaker is open: waiting does not help
+    ABSENT = "absent"  # it never said anything
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How far an engine has come: fetching, loading, ready or failed, in its own words."""
+
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an engine failed the last time, and how often it did in a row."""
+
+    reason: str
+    detail: str = ""
+    failures: int = 1
+
+
+@dataclass(frozen=True)
+class EngineFiles:
+    """What an engine's unit wrote down; ``trouble`` says which file is there and cannot be read."""
+
+    phase: Phase | None = None
+    failure: Failure | None = None
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine, seen from outside."""
+
+    number: int
+    port: int
+    listening: bool
+    peers: frozenset[Peer] = frozenset()
+    files: EngineFiles = EngineFiles()
+    max_failures: int = 3
+
+    @property
+    def name(self) -> str:
+        """The name of its unit."""
+        return f"moshi@{self.number}"
+
+    @property
+    def upstream(self) -> str:
+        """The name by which nginx knows it."""
+        return f"moshi_{self.number}"
+
+    @property
+    def condition(self) -> Condition:
+        """An open port says more than any file: it opens after the warm-up, and a dead engine has none."""
+        if self.listening:
+            return Condition.READY
+        failure, phase = self.files.failure, self.files.phase
+        if phase is not None and phase.name == "failed":
+            return Condition.BROKEN
+        if failure is not None and failure.failures >= self.max_failures:
+            return Condition.BROKEN
+        return Condition.ABSENT if phase is None and failure is None else Condition.STARTING
+
+
+# What mends a failure whose unit left no sentence of its own.
+MENDS = {
+    "cuda_out_of_memory": "free the GPU's memory or set moshi_quantization: q8",
+    "cuda_error": "look at nvidia-smi and dmesg; a reboot brings back a GPU that fell off the bus",
+    "segmentation_fault": "look at journalctl -u {unit} and dmesg",
+    "killed": "look at dmesg; if the kernel killed it for memory, the machine has too little",
+    "missing_weights": "run site.yml again, which fetches what is missing",
+    "bad_flag": "take the flag out of moshi_extra_args",
+}
+
+
+def sentence_of(engine: Engine) -> str:
+    """Say in what state an engine is, and what mends it when it is not well."""
+    phase, failure = engine.files.phase, engine.files.failure
+    if engine.condition is Condition.READY:
+        return f"{engine.name} is ready"
+    if engine.condition is Condition.ABSENT:
+        trouble = f" ({engine.files.trouble})" if engine.files.trouble else ""
+        return (
+            f"{engine.name} does not run: nothing listens on port {engine.port}, it left no word{trouble}. "
+            f"Mend: run site.yml again, or look at journalctl -u {engine.name}"
+        )
+    why = ""
+    if failure is not None:
+        words = failure.reason.replace("_", " ")
+        mend = MENDS.get(failure.reason, "look at journalctl -u {unit}").format(unit=engine.name)
+        why = f"{words}. {failure.detail.rstrip('. ') if failure.detail else f'Mend: {mend}'}"
+    if engine.condition is Condition.BROKEN:
+        times = f" after {failure.failures} failures" if failure is not None else ""
+        last = (
+            f", the last time for {why}"
+            if why
+            else f". {phase.detail.rstrip('. ')}"
+            if phase and phase.detail
+            else ""
+        )
+        return f"{engine.name} stays stopped{times}{last}. Once that is mended, run site.yml again"
+    if failure is not None:
+        return f"{engine.name} starts again after failure {failure.failures} of {engine.max_failures}: {why}"
+    if phase is None or phase.name == "ready":
+        return f"{engine.name} has gone away and is being started again"
+    doing = {"fetching": "fetches its weights", "loading": "loads its weights"}.get(phase.name, "starts")
+    return f"{engine.name} {doing}{f' ({phase.detail})' if phase.detail else ''}"
+
+
+def object_in(path: Path) -> Mapping[str, Any] | None:
+    """Read a JSON object from a small file; None when there is no such file.
+
+    Raises OSError when it cannot be read, ValueError when it holds something else.
+    """
+    try:
+        with path.open("rb") as file:
+            found = json.loads(file.read(STATE_FILE_BYTES))
+    except FileNotFoundError:
+        return None
+    if not isinstance(found, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - a wrong file, not a wrong call
+    return found
+
+
+def line_in(found: Mapping[str, Any], name: str) -> str:
+    """Return a text of an engine's file as one line of bounded length."""
+    return " ".join(str(found.get(name) or "").split())[:500]
+
+
+def read_files(folder: Path) -> EngineFiles:
+    """Read what the engine whose state lies in ``folder`` wrote down."""
+    phase, failure, trouble = None, None, ""
+    try:
+        if (found := object_in(folder / "phase.json")) is not None:
+            phase = Phase(line_in(found, "phase"), line_in(found, "detail"))
+        if (found := object_in(folder / "failure.json")) is not None:
+            times = found.get("failures")
+            failure = Failure(
+                line_in(found, "reason") or "other",
+                line_in(found, "detail"),
+                times if isinstance(times, int) and times > 0 else 1,
+            )
+    except (OSError, ValueError, RecursionError) as error:
+        trouble = f"its notes in {folder} cannot be read: {error}"
+    return EngineFiles(phase, failure, trouble)

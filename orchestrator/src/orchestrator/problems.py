@@ -1,0 +1,65 @@
+"""Every error that is not a WebSocket's is a problem document (RFC 9457, ``application/problem+json``).
+
+``code`` is the member by which programs tell errors apart; ``detail`` is a sentence for people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+
+def problem(
+    status: int, detail: str, *, code: str = "", headers: Mapping[str, str] | None = None
+) -> Response:
+    """Make the problem document of one error. ``code`` defaults to the status's phrase, in small letters."""
+    title = HTTPStatus(status).phrase
+    document = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code or title.lower().replace(" ", "_").replace("-", "_"),
+    }
+    return Response(
+        json.dumps(document, ensure_ascii=False).encode(),
+        status_code=status,
+        headers=headers,
+        media_type="application/problem+json",
+    )
+
+
+DETAILS = {
+    404: "There is nothing under this address.",
+    405: "This address does not know that method; the Allow header names those it knows.",
+}
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer what Starlette refuses by itself (404, 405) and what a route refuses on purpose."""
+    if not isinstance(error, HTTPException):
+        raise error
+    usual = HTTPStatus(error.status_code).phrase
+    detail = error.detail if error.detail != usual else DETAILS.get(error.status_code, f"{usual}.")
+    return problem(error.status_code, detail, headers=error.headers)
+
+
+async def on_invalid_request(request: Request, error: Exception) -> Response:
+    """Name the parts of a request that are not what the address takes, without repeating their values."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    parts = "; ".join(
+        f"{'.'.join(str(step) for step in found['loc'])}: {found['msg']}" for found in error.errors()
+    )
+    return problem(422, f"The request is not what this address takes: {parts}.", code="invalid_request")
+
+
+def install(app: FastAPI) -> None:
+    """Have the application answer every error this way."""
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_invalid_request)

@@ -1,0 +1,183 @@
+"""The settings of one line, read once from the environment.
+
+On a host that is ``/etc/hotline/hotline.env`` and the secrets of the unit.
+
+A wrong setting ends the program with one sentence per variable: what it is, what it should be, and which
+Ansible variable mends it. Values are repeated in that sentence, except those of secrets.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.(?!-)[A-Za-z0-9-]{1,63})*\.?")
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class SettingsError(Exception):
+    """The environment does not describe a line; the text is one line and names each variable and its mend."""
+
+
+def parts_of(value: object) -> object:
+    """Split ``a, b`` into its parts; lists travel through an environment file as one line."""
+    if isinstance(value, str):
+        return [part for part in re.split(r"[,\s]+", value) if part]
+    return value
+
+
+def host_of(value: str) -> str:
+    """Return a host as a browser writes it: lower case, no final dot, IPv6 shortened and without brackets."""
+    bare = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+    try:
+        return ipaddress.ip_address(bare).compressed
+    except ValueError:
+        pass
+    if not HOST_NAME.fullmatch(bare):
+        raise ValueError("must be a host name or an address")
+    return bare.lower().rstrip(".")
+
+
+def url_of(value: str) -> str:
+    """Accept ``http(s)://HOST[:PORT]`` and nothing behind it; return it without a final slash."""
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise ValueError("must be a URL such as https://line.example.org:8998") from None
+    beyond = parts.path.strip("/") or parts.query or parts.fragment or parts.username or parts.password
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname or port == 0 or beyond:
+        raise ValueError("must be a URL such as https://line.example.org:8998, without path, query or user")
+    host_of(parts.hostname)
+    return value.rstrip("/")
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Names = Annotated[tuple[Annotated[str, AfterValidator(host_of)], ...], NoDecode, BeforeValidator(parts_of)]
+Engines = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=63)], ...], Field(min_length=1), NoDecode, BeforeValidator(parts_of)
+]
+
+
+class Settings(BaseSettings):
+    """What one line is. Names are those of the environment, in small letters.
+
+    ``ansible`` is the variable that renders a setting, if one does; the sentence about a wrong one names it.
+    """
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    moshi_url: Annotated[str, AfterValidator(url_of)] = Field(
+        description="the public URL of the line, used in every link",
+        json_schema_extra={"ansible": "line_url"},
+    )
+    line_access: Literal["open"] = Field(
+        default="open",
+        description="who may speak: open, which is everybody who reaches the line",
+        json_schema_extra={"ansible": "line_access"},
+    )
+    line_names: Names = Field(
+        default=(),
+        description="further names and addresses under which callers open the page, separated by commas",
+        json_schema_extra={"ansible": "line_names"},
+    )
+    line_port: Port = Field(
+        default=8998,
+        description="the public port, nginx's",
+        json_schema_extra={"ansible": "line_port"},
+    )
+    line_orchestrator_port: Port = Field(
+        default=5000,
+        description="the port on 127.0.0.1 on which this program answers",
+        json_schema_extra={"ansible": "line_orchestrator_port"},
+    )
+    line_engines: Engines = Field(
+        default=(0,),
+        description="the numbers of the engines, one per GPU, separated by commas",
+        json_schema_extra={"ansible": ""},
+    )
+    line_engine_port: Annotated[int, Field(ge=1, le=65535 - 63)] = Field(
+        default=8999,
+        description="engine N listens on 127.0.0.1, on this port plus N",
+        json_schema_extra={"ansible": "line_engine_port"},
+    )
+    tls_provider: str = Field(
+        default="ownca",
+        description="none: nginx speaks plain http, because a gateway before it ends TLS",
+        json_schema_extra={"ansible": "tls_provider"},
+    )
+    moshi_device: Literal["cuda", "cpu"] = Field(
+        default="cuda",
+        description="what the engines run on: cuda or cpu",
+        json_schema_extra={"ansible": "moshi_device"},
+    )
+    moshi_conversations: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=1,
+        description="how many conversations one engine carries at a time",
+        json_schema_extra={"ansible": "moshi_conversations"},
+    )
+    max_moshi_failures: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3,
+        description="failures within five minutes after which an engine stays stopped",
+        json_schema_extra={"ansible": "moshi_max_failures"},
+    )
+    orchestrator_docs: bool = Field(
+        default=False,
+        description="whether /docs describes the interface; off where strangers can read it",
+        json_schema_extra={"ansible": "orchestrator_docs"},
+    )
+    orchestrator_log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info",
+        description="the least weight of what is logged",
+        json_schema_extra={"ansible": "orchestrator_log_level"},
+    )
+
+    def engine_ports(self) -> dict[int, int]:
+        """Return the loopback port of every engine by its number."""
+        return {engine: self.line_engine_port + engine for engine in self.line_engines}
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Say whether a setting's value must not be repeated anywhere."""
+    return field.annotation in (SecretStr, SecretBytes)
+
+
+def sentence_of(name: str, message: str, given: object) -> str:
+    """Say what is wrong with one variable, and which Ansible variable mends it."""
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return f"{name.upper()}: {message}"
+    extra = field.json_schema_extra
+    variable = extra.get("ansible", "") if isinstance(extra, dict) else ""
+    wrong = "is missing" if given is None else f"is {given!r:.80}"
+    if is_secret(field):
+        wrong = "is missing" if given is None else "is not acceptable (its value is not shown)"
+    mend = f"Mend: {f'set {variable} and ' if variable else ''}run site.yml again"
+    return (
+        f"{name.upper()} {wrong} ({field.description}){f': {message}' if given is not None else ''}. {mend}"
+    )
+
+
+def read_settings() -> Settings:
+    """Read the environment.
+
+    Raises SettingsError, with everything that is wrong in one line.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg] # from the environment
+    except ValidationError as error:
+        sentences = []
+        for problem in error.errors(include_url=False, include_context=False):
+            message = problem["msg"].removeprefix("Value error, ")
+            message = message[:1].lower() + message[1:]
+            name = str(problem["loc"][0]) if problem["loc"] else "settings"
+            sentences.append(
+                sentence_of(name, message, None if problem["type"] == "missing" else problem["input"])
+            )
+        raise SettingsError("; ".join(sentences)) from None
