@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -80,7 +81,8 @@ class Exchange:
     input: int
     answer: int
     heard_at: float
-    answered_at: float
+    due_at: float
+    """When it was ready to be sent."""
 
 
 @dataclass
@@ -117,7 +119,7 @@ class _Conversation:
             if answer in self.behaviour.lose:
                 continue
             await self.socket.send_bytes(bytes([AUDIO]) + payload)
-            self.diary.exchanges.append(Exchange(number, answer, heard_at, time.monotonic()))
+            self.diary.exchanges.append(Exchange(number, answer, heard_at, due))
             if self.said < len(self.behaviour.say):
                 await self.socket.send_bytes(bytes([TEXT]) + self.behaviour.say[self.said].encode())
                 self.said += 1
@@ -228,17 +230,20 @@ class EchoEngine:
 
 @asynccontextmanager
 async def running(
-    behaviour: Behaviour | None = None, host: str = "127.0.0.1", port: int = 0
+    behaviour: Behaviour | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[tuple[str, EchoEngine]]:
-    """Run the engine inside this event loop; yields its ws:// URL and the engine. Port 0: any free one."""
+    """Run the engine inside this event loop; yields its URL and the engine. Port 0: any free one."""
     engine = EchoEngine(behaviour)
     runner = web.AppRunner(engine.application(), access_log=None, shutdown_timeout=0.2)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
+        site = web.TCPSite(runner, host, port, ssl_context=tls)
         await site.start()
         bound = runner.addresses[0]
-        yield f"ws://{bound[0]}:{bound[1]}/api/chat", engine
+        yield f"{'ws' if tls is None else 'wss'}://{bound[0]}:{bound[1]}/api/chat", engine
     finally:
         await runner.cleanup()
 
