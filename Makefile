@@ -31,6 +31,10 @@ help:  ## this list
 	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt 2> >(grep -v '^WARNING: Location' >&2)
 	@touch $@
 
+.PHONY: setup
+setup: .venv/.ready  ## the Python environment in .venv, for ansible-playbook
+	@echo "hotline: ready. Next: source .venv/bin/activate"
+
 .PHONY: hosts
 hosts:
 	@scripts/need debootstrap debootstrap "makes the base system of throwaway hosts" \

@@ -9,7 +9,10 @@ import re
 import shutil
 import ssl
 import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,18 +88,45 @@ class Line(Host):
         """The engine's own address, past nginx."""
         return f"ws://127.0.0.1:{port}/api/chat"
 
-    def heal(self) -> None:
-        """After a test that broke something: wait until the line answers again."""
-        deadline = time.monotonic() + 90
+    def get(self, path: str, **headers: str) -> tuple[int, str]:
+        """GET through nginx and TLS, certificate checked: status and body."""
+        request = urllib.request.Request(self.url + path, headers=headers)
+        try:
+            with urllib.request.urlopen(request, context=self.tls, timeout=15) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    @property
+    def ca(self) -> Path:
+        """The line's own authority as a file."""
+        path = Path(self.variables["tls_ca_dir"]) / "trusted.pem"
+        path.write_text(self.run("cat /etc/hotline/tls/ca.pem"))
+        return path
+
+    def speak(self, url: str | None = None, *words: str) -> tuple[int, dict[str, Any]]:
+        """The synthetic caller, once: its exit status and its report."""
+        done = subprocess.run(
+            [sys.executable, "-m", "caller", url or self.url, "--ca", str(self.ca), "--random-weights",
+             "--json", "-", *words],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        try:
+            return done.returncode, dict(json.loads(done.stdout))
+        except json.JSONDecodeError:
+            return done.returncode, {"said": done.stdout + done.stderr}
+
+    def await_health(self, *wanted: str, seconds: float = 90) -> dict[str, Any]:
+        """Wait until /health says one of these states."""
+        deadline, health = time.monotonic() + seconds, {}
         while time.monotonic() < deadline:
-            with contextlib.suppress(AssertionError):
-                if '"ok"' in self.run("curl -sk https://127.0.0.1:8998/health || python3 -c '"
-                                      "import ssl,urllib.request as u; print(u.urlopen(\"https://127.0.0.1:8998/health\","
-                                      "context=ssl._create_unverified_context()).read().decode())'"):  # fmt: skip
-                    return
-            time.sleep(1)
+            with contextlib.suppress(OSError, json.JSONDecodeError):
+                health = json.loads(self.get("/health")[1])
+                if health.get("status") in wanted:
+                    return dict(health)
+            time.sleep(0.5)
         raise AssertionError(
-            "the line did not come back within 90 s:\n" + self.run("systemctl --failed; journalctl -n 50")
+            f"not {wanted} within {seconds} s: {health}\n" + self.run("journalctl --no-pager -n 60")
         )
 
 

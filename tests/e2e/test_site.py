@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 
-from .conftest import Line
+from .conftest import ROOT, Line
 
 
 def test_the_first_run_ends_with_the_link_and_how_long_each_part_took(line: Line) -> None:
@@ -24,19 +26,8 @@ def test_a_second_run_changes_nothing_and_is_quick(line: Line) -> None:
 
 
 def test_the_version_is_the_same_everywhere(line: Line) -> None:
-    import json
-    import subprocess
-    from pathlib import Path
-
-    expected = subprocess.run(
-        [Path(__file__).parents[2] / "scripts/version"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    health = json.loads(
-        line.run(
-            "python3 -c \"import ssl,urllib.request as u; print(u.urlopen('https://127.0.0.1:8998/health',"
-            'context=ssl._create_unverified_context()).read().decode())"'
-        )  # fmt: skip
-    )
-    assert health["version"] == expected
-    assert expected in line.first.output
-    assert expected in line.run("journalctl -u orchestrator --no-pager")
+    expected = subprocess.run([ROOT / "scripts/version"], capture_output=True, text=True, check=True)
+    version = expected.stdout.strip()
+    assert json.loads(line.get("/health")[1])["version"] == version
+    assert version in line.first.output
+    assert version in line.run("journalctl -u orchestrator --no-pager")
