@@ -1,17 +1,19 @@
 """Say why an engine ended, and whether it will be started again.
 
-The service manager starts a failed engine again, ``--max`` starts within ``--window`` seconds at most; then the circuit is
-open and the engine stays down. It knows neither why nor tells anyone. This script stands before and after every run::
+The service manager starts a failed engine again, ``--max`` starts within ``--window`` seconds at most; then
+the circuit is open and the engine stays down. It knows neither why nor tells anyone. This script stands
+before and after every run::
 
     breaker.py start --state DIRECTORY --max 3 --window 300 --delay 2      (ExecStartPre)
     breaker.py stop  --state DIRECTORY --max 3 --window 300 --delay 2      (ExecStopPost)
 
-After a failed run it writes ``failure.json`` and a line into the journal. The reason is read from how the process ended
-(SERVICE_RESULT, EXIT_CODE, EXIT_STATUS: systemd.exec(5), "Environment variables set or propagated") and from that
-run's own log, which launch.py keeps. Standard library only, so that it also speaks when the engine's environment is broken.
+After a failed run it writes ``failure.json`` and a line into the journal. The reason is read from how the
+process ended (SERVICE_RESULT, EXIT_CODE, EXIT_STATUS: systemd.exec(5), "Environment variables set or
+propagated") and from that run's own log, which launch.py keeps. Standard library only, so that it also speaks
+when the engine's environment is broken.
 
-The counting is the manager's own (src/basic/ratelimit.c of systemd): *starts* are counted, whatever for, in a window that
-begins with the first start after the last window ended, not in a sliding one.
+The counting is the manager's own (src/basic/ratelimit.c of systemd): *starts* are counted, whatever for, in a
+window that begins with the first start after the last window ended, not in a sliding one.
 """
 
 from __future__ import annotations
@@ -34,13 +36,22 @@ DETAIL_LENGTH = 400
 
 # Looked for in the run's log from its end; the first reason with a matching line wins, so the order matters.
 IN_LOG: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("bad_flag", re.compile(r"error: (unrecognized arguments|argument |ambiguous option|the following arguments)")),
-    ("cuda_out_of_memory", re.compile(r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED")),
+    (
+        "bad_flag",
+        re.compile(r"error: (unrecognized arguments|argument |ambiguous option|the following arguments)"),
+    ),
+    (
+        "cuda_out_of_memory",
+        re.compile(
+            r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED"
+        ),
+    ),
     (
         "cuda_error",
         re.compile(
             r"CUDA error|AcceleratorError|CUBLAS_STATUS_|cuDNN error|CUDNN_STATUS_|No CUDA GPUs are available"
-            r"|Found no NVIDIA driver|NVIDIA driver on your system is too old|not compiled with CUDA|no kernel image is available"
+            r"|Found no NVIDIA driver|NVIDIA driver on your system is too old|not compiled with CUDA"
+            r"|no kernel image is available"
         ),
     ),
     (
@@ -48,25 +59,32 @@ IN_LOG: tuple[tuple[str, re.Pattern[str]], ...] = (
         re.compile(
             r"(FileNotFoundError|No such file or directory|NotADirectoryError|Not found|PermissionError).*"
             r"(\.safetensors|\.sft|tokenizer|\.model|config\.json|mimi|/models/)"
-            r"|safetensors_rust\.SafetensorError|SafetensorError: Error while deserializing|LocalEntryNotFoundError|OfflineModeIsEnabled"
+            r"|SafetensorError|LocalEntryNotFoundError|OfflineModeIsEnabled"
             r"|Error\(s\) in loading state_dict"
         ),
     ),
 )
 MEND = {
-    "cuda_out_of_memory": "The GPU's memory is full: see with nvidia-smi what else uses it, or set moshi_quantization: q8 "
+    "cuda_out_of_memory": "The GPU's memory is full: see with nvidia-smi what else uses it, or set "
+    "moshi_quantization: q8 "
     "(10.1 GB instead of 18.3 GB) and run the playbook again.",
-    "cuda_error": "Look at nvidia-smi and, for Xid errors, at `dmesg | grep -i nvrm`; a driver that is too old or a card "
-    "that fell off the bus needs the operator (`ansible-playbook site.yml` checks the driver, a reboot frees a hung card).",
-    "segmentation_fault": "The journal shows where in Python. Mostly the driver and torch do not fit each other, or memory is "
+    "cuda_error": "Look at nvidia-smi and, for Xid errors, at `dmesg | grep -i nvrm`; a driver that is too "
+    "old or a card "
+    "that fell off the bus needs the operator (`ansible-playbook site.yml` checks the driver, a reboot frees "
+    "a hung card).",
+    "segmentation_fault": "The journal shows where in Python. Mostly the driver and torch do not fit each "
+    "other, or memory is "
     "faulty: run `ansible-playbook site.yml`, which checks the driver and heals the environment.",
     "killed": "Somebody sent SIGKILL to the engine.",
-    "missing_weights": "The weights are missing, damaged or do not fit: run `ansible-playbook site.yml`, which fetches what is missing.",
-    "bad_flag": "moshi.server does not take this argument: correct moshi_extra_args and run the playbook again.",
+    "missing_weights": "The weights are missing, damaged or do not fit: run `ansible-playbook site.yml`, "
+    "which fetches what is missing.",
+    "bad_flag": "moshi.server does not take this argument: correct moshi_extra_args and run the playbook "
+    "again.",
     "other": "The journal of this engine says more.",
 }
 KERNEL_KILLED = (
-    "The kernel killed it because the machine's memory (not the GPU's) ran out: loading takes about 2 GB besides the "
+    "The kernel killed it because the machine's memory (not the GPU's) ran out: loading takes about 2 GB "
+    "besides the "
     "page cache. End what else uses memory, or add some."
 )
 
@@ -86,7 +104,7 @@ class Failure:
 
 @dataclass
 class Window:
-    """The manager's counter, followed from outside: when its window began, the starts in it, and the failures."""
+    """The manager's counter, followed from outside: when its window began, the starts and failures in it."""
 
     boot: str
     begin: float
@@ -101,7 +119,7 @@ def boot_id() -> str:
 
 
 def oom_kills() -> int:
-    """Return how many processes the kernel has killed for want of memory since it booted; 0 if it does not say."""
+    """Return how many processes the kernel has killed for want of memory since it booted, if it says so."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/vmstat").read_text(encoding="ascii").splitlines():
             if line.startswith("oom_kill "):
@@ -114,15 +132,16 @@ def monotonic() -> float:
     return time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
-def counted(before: Window | None, boot: str, now: float, most: int, window: float, kills: int) -> Window:
-    """Count a start.
+def counted(before: Window | None, most: int, window: float, now: float) -> Window:
+    """Count a start at ``now``.
 
-    A start beyond ``most`` cannot happen unless somebody reset the manager's counter (``systemctl reset-failed``): then
-    a new window has begun there too.
+    A start beyond ``most`` cannot happen unless somebody reset the manager's counter (``systemctl
+    reset-failed``): then a new window has begun there too.
     """
+    boot = boot_id()
     if before is None or before.boot != boot or now - before.begin > window or before.starts >= most:
-        return Window(boot, now, 1, 0, kills)
-    return Window(boot, before.begin, before.starts + 1, before.failures, kills)
+        return Window(boot, now, 1, 0, oom_kills())
+    return Window(boot, before.begin, before.starts + 1, before.failures, oom_kills())
 
 
 def is_open(seen: Window, now: float, most: int, window: float, delay: float) -> bool:
@@ -140,13 +159,15 @@ def log_of_run(state: Path, invocation: str) -> list[str]:
         return []
     try:
         first = json.loads(lines[0])
-    except ValueError:  # a long run: its first line is gone, and an earlier run's file would have been emptied
+    except (
+        ValueError
+    ):  # a long run: its first line is gone, and an earlier run's file would have been emptied
         return lines
     return lines[1:] if not invocation or first.get("invocation") == invocation else []
 
 
 def last_error(lines: list[str]) -> str:
-    """Return the line that says most: the last one that begins like an exception or an error, else the last."""
+    """Return the line that says most: the last that begins like an exception or an error, else the last."""
     spoken = [line.strip() for line in lines if line.strip()]
     for line in reversed(spoken):
         if re.match(r"[\w.]*(Error|Exception|error|Interrupt|Exit)\b", line) or " error: " in line:
@@ -156,7 +177,9 @@ def last_error(lines: list[str]) -> str:
 
 def judged(environment: Mapping[str, str], lines: list[str], killed_by_kernel: bool) -> tuple[str, str]:
     """Return the reason and one line of detail for a run that failed."""
-    result, how, status = (environment.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"))
+    result, how, status = (
+        environment.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS")
+    )
     if result == "oom-kill" or (status == "KILL" and killed_by_kernel):
         return "killed", KERNEL_KILLED
     if how in {"killed", "dumped"} and status in {"SEGV", "BUS", "ILL", "FPE"}:
@@ -170,13 +193,20 @@ def judged(environment: Mapping[str, str], lines: list[str], killed_by_kernel: b
         if found:
             return reason, f"{found.rstrip('.')}. {MEND[reason]}"
     if status == str(EXIT_CANNOT_EXECUTE):
-        return "other", "The engine's Python cannot be started: run `ansible-playbook site.yml`, which heals the environment."
+        return (
+            "other",
+            "The engine's Python cannot be started: run `ansible-playbook site.yml`, which heals the "
+            "environment.",
+        )
     if result == "timeout":
         return "other", f"The engine did not start or stop in time. {MEND['other']}"
     if how in {"killed", "dumped"}:
         return "other", f"The engine was ended by SIG{status}. {MEND['other']}"
     said = last_error(lines)
-    return "other", f"{said.rstrip('.') or f'The engine ended by itself with status {status}'}. {MEND['other']}"
+    return (
+        "other",
+        f"{said.rstrip('.') or f'The engine ended by itself with status {status}'}. {MEND['other']}",
+    )
 
 
 def one_line(text: str) -> str:
@@ -204,19 +234,23 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def start(state: Path, most: int, window: float) -> None:
     """Count a start that is about to happen."""
     state.mkdir(parents=True, exist_ok=True)
-    write_json(state / "starts.json", asdict(counted(read_window(state), boot_id(), monotonic(), most, window, oom_kills())))
+    write_json(state / "starts.json", asdict(counted(read_window(state), most, window, monotonic())))
     write_json(state / "phase.json", {"phase": "loading", "detail": "", "at": stamp()})
 
 
-def stop(state: Path, most: int, window: float, delay: float, environment: Mapping[str, str]) -> Failure | None:
+def stop(
+    state: Path, most: int, window: float, delay: float, environment: Mapping[str, str]
+) -> Failure | None:
     """Record the end of a run; return the failure if it was one."""
     if environment.get("SERVICE_RESULT", "success") == "success":
         write_json(state / "phase.json", {"phase": "stopped", "detail": "", "at": stamp()})
         return None
     now = monotonic()
-    seen = read_window(state) or counted(None, boot_id(), now, most, window, oom_kills())
+    seen = read_window(state) or counted(None, most, window, now)
     seen.failures += 1
-    reason, detail = judged(environment, log_of_run(state, environment.get("INVOCATION_ID", "")), oom_kills() > seen.oom_kills)
+    reason, detail = judged(
+        environment, log_of_run(state, environment.get("INVOCATION_ID", "")), oom_kills() > seen.oom_kills
+    )
     status, by_exit = environment.get("EXIT_STATUS", ""), environment.get("EXIT_CODE") == "exited"
     failure = Failure(
         at=stamp(),
@@ -254,11 +288,16 @@ def main(argv: list[str]) -> None:
             return
         failure = stop(options.state, options.most, options.window, options.delay, os.environ)
     except OSError as error:
-        print(f"{options.state} cannot be written, the {options.event} of this run goes unrecorded: {error}", file=sys.stderr)
+        print(
+            f"{options.state} cannot be written, the {options.event} of this run goes unrecorded: {error}",
+            file=sys.stderr,
+        )
         return
     if failure:
         then = "it stays down" if failure.open else f"it is started again in {options.delay:.0f} s"
-        how = f"failure {failure.failures}, {options.most} starts are allowed in {options.window:.0f} s: {then}"
+        how = (
+            f"failure {failure.failures}, {options.most} starts are allowed in {options.window:.0f} s: {then}"
+        )
         print(f"<3>{failure.reason}: {failure.detail} ({how})", flush=True)
 
 

@@ -1,9 +1,9 @@
 """Fetch a model's weights from a Hugging Face hub, once, so that they can be served offline for ever.
 
-``fetch_weights.py --models DIRECTORY --repository kyutai/moshiko-pytorch-bf16 --revision main`` asks the hub which commit
-the revision is, reads that commit's ``config.json`` for the files that make up the model (a quantized repository points
-at another one for its Mimi and tokenizer), and fetches them. Standard library only: it also runs where nothing of ours
-is installed yet.
+``fetch_weights.py --models DIRECTORY --repository kyutai/moshiko-pytorch-bf16 --revision main`` asks the hub
+which commit the revision is, reads that commit's ``config.json`` for the files that make up the model (a
+quantized repository points at another one for its Mimi and tokenizer), and fetches them. Standard library
+only: it also runs where nothing of ours is installed yet.
 
 What is on the disk afterwards::
 
@@ -11,12 +11,14 @@ What is on the disk afterwards::
     DIRECTORY/OWNER--NAME@COMMIT/FILE               verified; a file still being fetched ends in .part
     DIRECTORY/OWNER--NAME@COMMIT/record.json        written last: what was asked, what was got, every hash
 
-A file gets its name only after its size and its hash are those that the hub states for that commit (SHA-256 for large
-files, the git blob's SHA-1 for small ones). A connection that breaks is taken up where it broke, in this run or a later
-one. A revision is asked once: a branch that moves on does not change a line that works, until ``--update``.
+A file gets its name only after its size and its hash are those that the hub states for that commit (SHA-256
+for large files, the git blob's SHA-1 for small ones). A connection that breaks is taken up where it broke, in
+this run or a later one. A revision is asked once: a branch that moves on does not change a line that works,
+until ``--update``.
 
 Documents: https://huggingface.co/docs/hub/api (``/api/models/{repo}/revision/{revision}?blobs=true``) and
-https://huggingface.co/docs/huggingface_hub/package_reference/file_download (``/{repo}/resolve/{commit}/{file}``).
+https://huggingface.co/docs/huggingface_hub/package_reference/file_download
+(``/{repo}/resolve/{commit}/{file}``).
 """
 
 from __future__ import annotations
@@ -118,18 +120,27 @@ def duration(seconds: float) -> str:
 class Redirects(urllib.request.HTTPRedirectHandler):
     """Follow redirects, but show the access token to nobody but the hub itself."""
 
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+    def redirect_request(  # noqa: PLR0917 - the base class has these
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
     ) -> urllib.request.Request | None:
         """Drop the Authorization header when the redirect leaves the host."""
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request is not None and urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc:
+        if (
+            request is not None
+            and urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc
+        ):
             request.remove_header("Authorization")
         return request
 
 
 class Progress:
-    """Tell how far it is: a line for people, the same in ``progress.json`` and, now and then, in the journal."""
+    """Tell how far it is: a line for people, in ``progress.json`` and now and then in the journal."""
 
     def __init__(self, models: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = models / "progress.json"
@@ -151,14 +162,19 @@ class Progress:
             rate = self._fresh / max(now - self._began, 0.1)
             left = f", about {duration((self.total - self.done) / rate)} left" if rate > 0 else ""
             share = 100 * self.done / max(self.total, 1)
-            self.tell(f"{name}: {gigabytes(self.done)} of {gigabytes(self.total)} ({share:.0f} %), {gigabytes(rate)}/s{left}")
+            self.tell(
+                f"{name}: {gigabytes(self.done)} of {gigabytes(self.total)} ({share:.0f} %), "
+                f"{gigabytes(rate)}/s{left}"
+            )
 
     def tell(self, text: str, state: str = "fetching") -> None:
         """Say a line. What cannot be written down is still said."""
         now = self._told = self.clock()
         draft = self.path.with_suffix(".new")
         with contextlib.suppress(OSError):
-            draft.write_text(json.dumps({"state": state, "text": text, "done": self.done, "total": self.total}) + "\n")
+            draft.write_text(
+                json.dumps({"state": state, "text": text, "done": self.done, "total": self.total}) + "\n"
+            )
             draft.replace(self.path)
         print(text, file=sys.stderr, flush=True)
         if now - self._logged >= 30 or state != "fetching":
@@ -169,7 +185,9 @@ class Progress:
 class Hub:
     """A hub, spoken to in single requests; :meth:`patiently` repeats what may be repeated."""
 
-    def __init__(self, endpoint: str, token: str, progress: Progress, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, endpoint: str, token: str, progress: Progress, pause: Callable[[float], None] = time.sleep
+    ) -> None:
         self.endpoint = endpoint.rstrip("/")
         self.token = token
         self.progress = progress
@@ -187,8 +205,10 @@ class Hub:
                 failures = 1 if self.progress.done > before else failures + 1
                 if failures >= TRIES:
                     raise FetchError(
-                        f"{what} cannot be fetched from {self.endpoint}: {broken} ({failures} tries). Check that the host "
-                        f"reaches it (name resolution, firewall, HTTPS_PROXY in /etc/environment), or name a mirror as "
+                        f"{what} cannot be fetched from {self.endpoint}: {broken} ({failures} tries). Check "
+                        f"that the host "
+                        f"reaches it (name resolution, firewall, HTTPS_PROXY in /etc/environment), or name a "
+                        f"mirror as "
                         f"moshi_hf_endpoint; then run again: what was fetched is kept."
                     ) from broken
                 wait = min(broken.pause if broken.pause is not None else 2.0 ** (failures - 1), LONGEST_PAUSE)
@@ -198,21 +218,29 @@ class Hub:
                 return
 
     @contextlib.contextmanager
-    def answer(self, path: str, what: str, repository: str, first: int = 0) -> Iterator[http.client.HTTPResponse]:
-        """Open a path from byte ``first`` on; a refusal becomes a FetchError with its mend, the rest a BrokenError."""
+    def answer(
+        self, path: str, what: str, repository: str, first: int = 0
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Open a path from byte ``first`` on; raise a refusal as FetchError, what may pass as BrokenError."""
         headers = {"User-Agent": "hotline", "Accept-Encoding": "identity"}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
         if first:
             headers["Range"] = f"bytes={first}-"
-        request = urllib.request.Request(self.endpoint + path, headers=headers)
+        request = urllib.request.Request(self.endpoint + path, headers=headers)  # noqa: S310 - http(s), see arguments_of
         try:
             with self.opener.open(request, timeout=SILENCE) as response:
                 yield response
         except urllib.error.HTTPError as error:
             with error:
                 raise self.judged(error, what, repository) from error
-        except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as error:
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ssl.SSLError,
+            TimeoutError,
+            ConnectionError,
+        ) as error:
             raise BrokenError(str(getattr(error, "reason", error)) or type(error).__name__) from error
 
     def judged(self, error: urllib.error.HTTPError, what: str, repository: str) -> Exception:
@@ -225,24 +253,34 @@ class Hub:
             return BrokenError(f"the hub answers {error.code} {error.reason}", retry_after(error.headers))
         if code == "GatedRepo" or (error.code == 403 and not self.token):
             return FetchError(
-                f"{repository} is gated: open {page} in a browser, accept its conditions, and give an access token of that "
+                f"{repository} is gated: open {page} in a browser, accept its conditions, and give an access "
+                f"token of that "
                 f"account as moshi_hf_token."
             )
         if error.code in {401, 403} and self.token:
             return FetchError(
-                f"The hub does not let this token read {repository} ({error.code}): give moshi_hf_token a valid token with "
+                f"The hub does not let this token read {repository} ({error.code}): give moshi_hf_token a "
+                f"valid token with "
                 f"read access to it, or correct moshi_hf_repo."
             )
         if code == "RevisionNotFound":
-            return FetchError(f"{what}: {repository} has no such revision. See {page}/commits and correct moshi_revision.")
+            return FetchError(
+                f"{what}: {repository} has no such revision. See {page}/commits and correct moshi_revision."
+            )
         if code == "EntryNotFound":
-            return FetchError(f"{repository} has no file {what}: it is not a repository that moshi can load. Correct moshi_hf_repo.")
+            return FetchError(
+                f"{repository} has no file {what}: it is not a repository that moshi can load. Correct "
+                f"moshi_hf_repo."
+            )
         if error.code in {401, 404}:
             return FetchError(
-                f"There is no repository {repository} at {self.endpoint}, or it is private: correct moshi_hf_repo "
+                f"There is no repository {repository} at {self.endpoint}, or it is private: correct "
+                f"moshi_hf_repo "
                 f"(kyutai/moshiko-pytorch-bf16 is one), or give moshi_hf_token for a private one."
             )
-        return FetchError(f"{what}: the hub answers {error.code} {error.reason}. Look at {page} in a browser.")
+        return FetchError(
+            f"{what}: the hub answers {error.code} {error.reason}. Look at {page} in a browser."
+        )
 
     def commit_of(self, repository: str, revision: str) -> tuple[str, list[Remote]]:
         """Resolve a branch, tag or commit; return the commit and its files."""
@@ -262,9 +300,14 @@ class Hub:
         commit = found.get("sha")
         if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise FetchError(
-                f"{self.endpoint} does not say which commit {revision} of {repository} is. Is moshi_hf_endpoint a hub?"
+                f"{self.endpoint} does not say which commit {revision} of {repository} is. Is "
+                f"moshi_hf_endpoint a hub?"
             )
-        return commit, [remote for sibling in found.get("siblings", []) if (remote := remote_of(repository, commit, sibling))]
+        return commit, [
+            remote
+            for sibling in found.get("siblings", [])
+            if (remote := remote_of(repository, commit, sibling))
+        ]
 
     def fetch(self, remote: Remote, target: Path) -> None:
         """Bring ``target`` to the hub's content: whole, verified, or not at all."""
@@ -279,11 +322,15 @@ class Hub:
             self.progress.done -= remote.size
             if last:
                 raise FetchError(
-                    f"{remote.name} of {remote.repository} arrived twice with another content than the hub states "
-                    f"({remote.algorithm} {remote.digest}); nothing of it was kept. A proxy or mirror between is at fault: "
+                    f"{remote.name} of {remote.repository} arrived twice with another content than the hub "
+                    f"states "
+                    f"({remote.algorithm} {remote.digest}); nothing of it was kept. A proxy or mirror "
+                    f"between is at fault: "
                     f"try without it, or another moshi_hf_endpoint."
                 )
-            self.progress.tell(f"{remote.name}: the content is not what the hub states, fetching it once more")
+            self.progress.tell(
+                f"{remote.name}: the content is not what the hub states, fetching it once more"
+            )
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.chmod(0o644)
@@ -303,7 +350,9 @@ class Hub:
                 return 0
             with self.answer(path, remote.name, remote.repository, have) as response:
                 check_commit(response, remote)
-                if have and (response.status != 206 or not starts_at(response.headers.get("Content-Range"), have)):
+                if have and (
+                    response.status != 206 or not starts_at(response.headers.get("Content-Range"), have)
+                ):
                     self.progress.done -= have  # the server knows no ranges: from the beginning
                     have = 0
                 with part.open("ab" if have else "wb") as file:
@@ -322,7 +371,10 @@ def check_commit(response: http.client.HTTPResponse, remote: Remote) -> None:
     """Refuse a file that says it belongs to another commit (a redirected answer says nothing)."""
     commit = response.headers.get("X-Repo-Commit")
     if commit is not None and commit != remote.commit:
-        raise FetchError(f"The hub sent {remote.name} of commit {commit} instead of {remote.commit}. Run again; if it stays, name another moshi_hf_endpoint.")
+        raise FetchError(
+            f"The hub sent {remote.name} of commit {commit} instead of {remote.commit}. Run again; if it "
+            f"stays, name another moshi_hf_endpoint."
+        )
 
 
 def starts_at(content_range: str | None, first: int) -> bool:
@@ -331,19 +383,26 @@ def starts_at(content_range: str | None, first: int) -> bool:
 
 
 def retry_after(headers: email.message.Message) -> float | None:
-    """Return the seconds of a Retry-After header; its form with a date is rare and left to our own patience."""
+    """Return the seconds of a Retry-After header; in its form with a date our own patience serves."""
     value = headers.get("Retry-After", "")
     return float(value) if value.isdigit() else None
 
 
 def remote_of(repository: str, commit: str, sibling: dict[str, Any]) -> Remote | None:
-    """Read one entry of the hub's list of files; one without a size or hash cannot be verified and is left out."""
+    """Read one entry of the hub's list of files; what cannot be verified is left out."""
     large = sibling.get("lfs") or {}
     digest = large.get("sha256") or large.get("oid") or sibling.get("blobId")
     size = large.get("size", sibling.get("size"))
     if not isinstance(digest, str) or not isinstance(size, int):
         return None
-    return Remote(repository, commit, str(sibling.get("rfilename")), size, "sha256" if large else "git-sha1", digest.removeprefix("sha256:"))
+    return Remote(
+        repository,
+        commit,
+        str(sibling.get("rfilename")),
+        size,
+        "sha256" if large else "git-sha1",
+        digest.removeprefix("sha256:"),
+    )
 
 
 def file_digest(remote: Remote, path: Path) -> str:
@@ -356,7 +415,7 @@ def file_digest(remote: Remote, path: Path) -> str:
 
 
 def is_sound(models: Path, entry: dict[str, Any]) -> bool:
-    """Say whether a recorded file is still as it was recorded; it is read again only if it was touched since."""
+    """Say whether a file is still as it was recorded; it is read only if it was touched since."""
     path = models / entry["path"]
     try:
         state = path.stat()
@@ -366,8 +425,10 @@ def is_sound(models: Path, entry: dict[str, Any]) -> bool:
         return False
     if state.st_mtime_ns == entry["mtime_ns"]:
         return True
-    remote = Remote(entry["repository"], entry["commit"], path.name, entry["size"], entry["algorithm"], entry["digest"])
-    return file_digest(remote, path) == entry["digest"]
+    remote = Remote(
+        entry["repository"], entry["commit"], path.name, entry["size"], entry["algorithm"], entry["digest"]
+    )
+    return bool(file_digest(remote, path) == entry["digest"])
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -401,10 +462,14 @@ def names_in(config: dict[str, Any], repository: str) -> dict[str, tuple[str, st
             owner, title, name = (str(name).removeprefix("hf://") + "//").split("/", 2)
             home, name = f"{owner}/{title}", name.rstrip("/")
         if not REPOSITORY.fullmatch(home) or not FILE_NAME.fullmatch(str(name)):
-            raise FetchError(f"config.json of {repository} names {key} {name!r}, which is no file of a repository. Correct moshi_hf_repo.")
+            raise FetchError(
+                f"config.json of {repository} names {key} {name!r}, which is no file of a repository. "
+                f"Correct moshi_hf_repo."
+            )
         if part.endswith("_weight") and not str(name).endswith((".safetensors", ".sft", ".sfts")):
             raise FetchError(
-                f"{name} of {home} is not a safetensors file: other formats can carry code and are not loaded. Use a "
+                f"{name} of {home} is not a safetensors file: other formats can carry code and are not "
+                f"loaded. Use a "
                 f"repository with safetensors, or convert it."
             )
         parts[part] = (home, str(name))
@@ -440,7 +505,8 @@ class Fetch:
     def resolve(self, repository: str, revision: str) -> tuple[str, dict[str, Remote]]:
         """Ask which commit a revision is and write it down at once; return the commit and its files by name.
 
-        A revision that was resolved before stays that commit, so that a fetch that was interrupted goes on with it.
+        A revision that was resolved before stays that commit, so that a fetch that was interrupted goes on
+        with it.
         """
         name = f"{repository}@{revision}"
         known = None if self.update else self.resolved.get(name)
@@ -452,7 +518,7 @@ class Fetch:
 
     def wanted(self) -> dict[str, Remote]:
         """Ask the hub which files make up the model; ``config.json`` is fetched for it."""
-        commit, files = self.resolve(self.repository, self.revision)
+        files = self.resolve(self.repository, self.revision)[1]
         listings = {self.repository: files}
         remotes: dict[str, Remote] = {}
         config: dict[str, Any] = {}
@@ -463,38 +529,49 @@ class Fetch:
             try:
                 config = json.loads(target.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise FetchError(f"config.json of {self.repository} is not JSON: {error}. Correct moshi_hf_repo.") from error
+                raise FetchError(
+                    f"config.json of {self.repository} is not JSON: {error}. Correct moshi_hf_repo."
+                ) from error
             if not isinstance(config, dict):
-                raise FetchError(f"config.json of {self.repository} is not a JSON object. Correct moshi_hf_repo.")
+                raise FetchError(
+                    f"config.json of {self.repository} is not a JSON object. Correct moshi_hf_repo."
+                )
         for part, (home, name) in names_in(config, self.repository).items():
             if home not in listings:
                 listings[home] = self.resolve(home, "main")[1]
             if name not in listings[home]:
                 raise FetchError(
-                    f"{home} has no file {name}, which moshi needs: it is not a repository for moshi's PyTorch engine "
+                    f"{home} has no file {name}, which moshi needs: it is not a repository for moshi's "
+                    f"PyTorch engine "
                     f"(those for MLX and Candle are not). Correct moshi_hf_repo."
                 )
             remotes[part] = listings[home][name]
         return remotes
 
     def missing(self, remotes: dict[str, Remote]) -> dict[str, Remote]:
-        """Return those that are not on the disk as the hub states them; what lies there under the name is looked at."""
+        """Return those that are not on the disk as the hub states them; what lies there is read."""
         return {
             part: remote
             for part, remote in remotes.items()
-            if not ((path := self.models / remote.path).exists() and path.stat().st_size == remote.size and file_digest(remote, path) == remote.digest)
+            if not (
+                (path := self.models / remote.path).exists()
+                and path.stat().st_size == remote.size
+                and file_digest(remote, path) == remote.digest
+            )
         }
 
     def check_space(self, remotes: dict[str, Remote]) -> int:
-        """Refuse early when the disk is too small; return how many bytes have been fetched of these already."""
+        """Refuse early when the disk is too small; return how many of these bytes are there already."""
         parts = [self.models / (remote.path + ".part") for remote in remotes.values()]
         have = sum(part.stat().st_size for part in parts if part.exists())
         need = sum(remote.size for remote in remotes.values()) - have
         free = shutil.disk_usage(self.models).free
         if free < need + SPARE:
             raise FetchError(
-                f"{gigabytes(need)} of weights are still to be fetched into {self.models}, which has {gigabytes(free)} free: "
-                f"{gigabytes(need + SPARE - free)} are missing. Make room there (weights no longer used lie beside each "
+                f"{gigabytes(need)} of weights are still to be fetched into {self.models}, which has "
+                f"{gigabytes(free)} free: "
+                f"{gigabytes(need + SPARE - free)} are missing. Make room there (weights no longer used lie "
+                f"beside each "
                 f"other in it), mount a larger disk there, or choose moshi_quantization: q8."
             )
         return have
@@ -521,12 +598,20 @@ class Fetch:
             }
             for part, remote in remotes.items()
         }
-        write_json(path, {"repository": self.repository, "commit": commit, "endpoint": self.hub.endpoint, "files": entries})
+        write_json(
+            path,
+            {
+                "repository": self.repository,
+                "commit": commit,
+                "endpoint": self.hub.endpoint,
+                "files": entries,
+            },
+        )
         return path
 
 
 def token_in(path: Path | None) -> str:
-    """Return HF_TOKEN from an environment file (or the environment): never from an argument, which others can read."""
+    """Return HF_TOKEN from an environment file or the environment; an argument could be read by others."""
     if path is not None:
         for line in path.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition("=")
@@ -552,10 +637,16 @@ def arguments_of(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--repository", help="owner/name")
     parser.add_argument("--revision", default="main", help="branch, tag or commit")
     parser.add_argument("--endpoint", default=os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    parser.add_argument("--token-file", type=Path, help="an environment file with HF_TOKEN=…; else the environment's")
+    parser.add_argument(
+        "--token-file", type=Path, help="an environment file with HF_TOKEN=…; else the environment's"
+    )
     parser.add_argument("--update", action="store_true", help="ask the hub again where the revision points")
-    parser.add_argument("--plan", action="store_true", help="fetch nothing and ask nobody: say whether all is there")
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="wait for a fetch under way and print how far it is")
+    parser.add_argument(
+        "--plan", action="store_true", help="fetch nothing and ask nobody: say whether all is there"
+    )
+    parser.add_argument(
+        "--watch", type=float, metavar="SECONDS", help="wait for a fetch under way and print how far it is"
+    )
     options = parser.parse_args(argv)
     if options.watch is None and not REPOSITORY.fullmatch(options.repository or ""):
         parser.error(f"--repository {options.repository!r} is not owner/name: correct moshi_hf_repo")
@@ -565,7 +656,7 @@ def arguments_of(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Fetch, or say how things stand, as one JSON line on standard output; 1 and a sentence when it cannot be done."""
+    """Fetch, or say how things stand, in one JSON line; return 1 after a sentence when it cannot be done."""
     options = arguments_of(argv)
     models: Path = options.models
     if options.watch is not None:
@@ -590,7 +681,15 @@ def main(argv: list[str]) -> int:
         text = str(error) if isinstance(error, FetchError) else full_or(error, models)
         progress.tell(text, "failed")
         return 1
-    print(json.dumps({"complete": record is not None, "changed": record != before, "record": str(record) if record else None}))
+    print(
+        json.dumps(
+            {
+                "complete": record is not None,
+                "changed": record != before,
+                "record": str(record) if record else None,
+            }
+        )
+    )
     return 0
 
 
@@ -607,7 +706,8 @@ def full_or(error: OSError, models: Path) -> str:
     """Say in words what the disk refuses."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return (
-            f"The disk under {models} is full. Make room there, mount a larger disk there, or choose moshi_quantization: q8; "
+            f"The disk under {models} is full. Make room there, mount a larger disk there, or choose "
+            f"moshi_quantization: q8; "
             f"then run again: what was fetched is kept."
         )
     return f"{models} cannot be written: {error}. It must be a directory of this host that root may write."

@@ -1,23 +1,26 @@
 """Run kyutai's unchanged ``moshi.server``, with what is wrong around it put right.
 
-Every argument goes to the server as it is: ``launch.py --port 8999 …`` is ``python -m moshi.server --port 8999 …``.
-Nothing in the package is edited; what is mended here was read in moshi 0.2.13:
+Every argument goes to the server as it is: ``launch.py --port 8999 …`` is ``python -m moshi.server --port
+8999 …``. Nothing in the package is edited; what is mended here was read in moshi 0.2.13:
 
 * ``--device cpu`` ends in the warm-up, which calls ``torch.cuda.synchronize()``.
 * The loader casts the scales of 8-bit weights to the model's dtype, and the first step then refuses them
   (kyutai-labs/moshi#271).
-* A line per 80 ms frame and every word Moshi says are printed. What people talk about does not belong into a log.
-* A CUDA error in a conversation leaves a process that listens and can never answer again: it has to end, so that
+* A line per 80 ms frame and every word Moshi says are printed. What people talk about does not belong into a
+log.
+* A CUDA error in a conversation leaves a process that listens and can never answer again: it has to end, so
+that
   whoever started it starts it anew.
 * A stop waits up to 60 s for a conversation to end by itself.
 
 Environment:
 
 ``HOTLINE_ENGINE_STATE``
-    A directory for this engine. ``run.log`` there holds the last words of this run (bounded, without the transcript),
-    ``phase.json`` says loading or ready. breaker.py reads the first and goes on with the second.
+    A directory for this engine. ``run.log`` there holds the last words of this run (bounded, without the
+    transcript), ``phase.json`` says loading or ready. breaker.py reads the first and goes on with the second.
 ``HOTLINE_ENGINE_LOG``
-    ``lifecycle`` (default), or ``everything``: no filter at all. That writes the conversation into the journal.
+    ``lifecycle`` (default), or ``everything``: no filter at all. That writes the conversation into the
+    journal.
 """
 
 from __future__ import annotations
@@ -43,9 +46,9 @@ STOP_SECONDS = 3.0  # what a conversation gets to end by itself when the engine 
 RUN_LOG_BYTES = 64 * 1024  # for run.log and run.log.1 each
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# Everything the server says about itself on standard output. What is not listed here may be somebody's words.
+# All that the server says about itself on standard output. What is not listed may be somebody's words.
 LIFECYCLE = re.compile(
-    r"\[Info\] (retrieving (checkpoint|the static content)|loading mimi|mimi loaded|loading moshi|moshi loaded"
+    r"\[Info\] (retrieving (checkpoint|the static content)|(loading )?(mimi|moshi)( loaded)?"
     r"|warming up the model|serving static content from .*|Access the Web UI directly at .*"
     r"|accepted connection|connection closed|done with connection)$"
     r"|\[Warn\] (empty message|unknown message kind \d+)$"
@@ -84,7 +87,7 @@ class RunLog:
 
 
 class Lines(io.TextIOBase):
-    """A text stream that hands whole lines on: those that ``passes`` likes, without colours, to ``target`` and the log."""
+    """A text stream that hands the lines that ``passes`` likes on, without colours, to a target and a log."""
 
     def __init__(self, target: TextIO, passes: Callable[[str], bool], log: RunLog | None) -> None:
         self._target = target
@@ -94,7 +97,7 @@ class Lines(io.TextIOBase):
         self._last = ""
 
     def write(self, text: str) -> int:
-        """Take any piece of text; lines go on when they are complete, and once when a caller makes them repeat."""
+        """Take any piece of text; complete lines go on, and only once when a caller makes them repeat."""
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             plain = COLOUR.sub("", line)
@@ -121,13 +124,15 @@ class Lines(io.TextIOBase):
 
 
 class ServerErrors(logging.StreamHandler[TextIO]):
-    """Print what aiohttp reports of a failed conversation, and end the process when CUDA is broken behind it."""
+    """Print what aiohttp reports of a failed conversation; end the process when CUDA broke behind it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record; leave with EXIT_BROKEN_CUDA if its exception says that no later call can work."""
         super().emit(record)
         if record.exc_info and breaks_cuda(record.exc_info[1]):
-            print("hotline: CUDA does not work any more in this process, which therefore ends", file=sys.stderr)
+            print(
+                "hotline: CUDA does not work any more in this process, which therefore ends", file=sys.stderr
+            )
             sys.stderr.flush()
             # Not sys.exit: this runs inside aiohttp's event loop, and destructors would call into CUDA again.
             os._exit(EXIT_BROKEN_CUDA)
@@ -136,7 +141,8 @@ class ServerErrors(logging.StreamHandler[TextIO]):
 def breaks_cuda(error: BaseException | None) -> bool:
     """Say whether an exception, or one that led to it, comes from CUDA.
 
-    Out of memory counts: moshi allocates everything before the first frame, so it cannot happen to a sound engine.
+    Out of memory counts: moshi allocates everything before the first frame, so it cannot happen to a sound
+    engine.
     """
     while error is not None:
         if type(error).__name__ in {"AcceleratorError", "OutOfMemoryError"} or BROKEN_CUDA.search(str(error)):
@@ -147,7 +153,9 @@ def breaks_cuda(error: BaseException | None) -> bool:
 
 def says_phase(state: Path, phase: str, detail: str = "") -> None:
     """Write ``phase.json`` into ``state`` in one step, so that no reader sees half of it."""
-    text = json.dumps({"phase": phase, "detail": detail, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    text = json.dumps(
+        {"phase": phase, "detail": detail, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    )
     draft = state / "phase.json.new"
     draft.write_text(text + "\n", encoding="utf-8")
     draft.replace(state / "phase.json")
@@ -168,9 +176,10 @@ def run_without_cuda(torch: Any) -> None:
 def keep_scales_float32(loaders: Any) -> None:
     """Hand the scales of 8-bit weights to the model as they stand in the file, in float32.
 
-    ``get_moshi_lm`` reads a state dict, casts all that is floating point and loads it. The scales are remembered when it
-    is read and put back just before it is loaded: by their names in the file, since hooks rename them afterwards. A
-    model without scales, and a moshi that no longer casts them, is loaded exactly as before.
+    ``get_moshi_lm`` reads a state dict, casts all that is floating point and loads it. The scales are
+    remembered when it is read and put back just before it is loaded: by their names in the file, since hooks
+    rename them afterwards. A model without scales, and a moshi that no longer casts them, is loaded exactly
+    as before.
     """
     read, load = loaders.load_file, loaders.LMModel.load_state_dict
     scales: dict[str, Any] = {}
@@ -193,7 +202,7 @@ def keep_scales_float32(loaders: Any) -> None:
 
 
 def announce_and_stop_quickly(web: ModuleType, ready: Callable[[], None]) -> None:
-    """Have ``web.run_app`` call ``ready`` once the port is open, and give conversations STOP_SECONDS at the end."""
+    """Have ``web.run_app`` call ``ready`` once the port is open and end within STOP_SECONDS when told to."""
     run_app = web.run_app
 
     def announce(text: str) -> None:
@@ -204,7 +213,7 @@ def announce_and_stop_quickly(web: ModuleType, ready: Callable[[], None]) -> Non
 
 
 def device_of(arguments: list[str]) -> str:
-    """Return what ``--device`` says, as argparse reads it: the last one wins, ``cuda`` is the server's default."""
+    """Return what ``--device`` says, as argparse reads it: the last wins, ``cuda`` is the default."""
     device = "cuda"
     for position, argument in enumerate(arguments):
         if argument == "--device" and position + 1 < len(arguments):

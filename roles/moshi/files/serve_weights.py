@@ -1,9 +1,10 @@
 """Lay weights out under names that stay the same, so that an engine can be told once where they are.
 
 ``serve_weights.py --models DIRECTORY --record RECORD.json --sampling JSON`` makes ``DIRECTORY/serving`` with
-``moshi.safetensors``, ``mimi.safetensors`` and ``tokenizer.model`` (links into the models), ``config.json`` (the
-repository's own with every name turned into a local one, and the operator's sampling in it) and ``weights.json`` (what is
-being served, for people and programs). It prints one JSON line: whether anything changed.
+``moshi.safetensors``, ``mimi.safetensors`` and ``tokenizer.model`` (links into the models), ``config.json``
+(the repository's own with every name turned into a local one, and the operator's sampling in it) and
+``weights.json`` (what is being served, for people and programs). It prints one JSON line: whether anything
+changed.
 
 Standard library only. What a hub brought is never edited: it stays as it was verified.
 """
@@ -19,12 +20,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LINKS = {"moshi_weight": "moshi.safetensors", "mimi_weight": "mimi.safetensors", "tokenizer": "tokenizer.model"}
-# Files that the server has no flag for; its loader takes file:// in their place (moshi/models/loaders.py, hf_get).
+LINKS = {
+    "moshi_weight": "moshi.safetensors",
+    "mimi_weight": "mimi.safetensors",
+    "tokenizer": "tokenizer.model",
+}
+# Files that the server has no flag for; its loader takes file:// in their place (moshi/models/loaders.py,
+# hf_get).
 BY_CONFIG = {"mimi_config": "mimi_config_name", "lora_weight": "lora_name"}
 
-# What moshi's loader assumes for a repository without a config.json (its own 7B; moshi/models/loaders.py, _lm_kwargs).
-# Written out, since without a --config-path the server would ask the hub for one.
+# What moshi's loader assumes for a repository without a config.json (its own 7B; moshi/models/loaders.py,
+# _lm_kwargs). Written out, since without a --config-path the server would ask the hub for one.
 MOSHI_7B: dict[str, Any] = {
     "dim": 4096,
     "text_card": 32000,
@@ -59,7 +65,9 @@ MOSHI_7B: dict[str, Any] = {
 
 def served_config(files: dict[str, Path], sampling: dict[str, float], base: dict[str, Any]) -> dict[str, Any]:
     """Return the ``config.json`` to serve with: the repository's, names local, sampling on top."""
-    config = {key: value for key, value in base.items() if key not in {"moshi_name", "mimi_name", "tokenizer_name"}}
+    config = {
+        key: value for key, value in base.items() if key not in {"moshi_name", "mimi_name", "tokenizer_name"}
+    }
     config.update((key, f"file://{files[part]}") for part, key in BY_CONFIG.items() if part in files)
     if sampling:
         config["lm_gen_config"] = {**config.get("lm_gen_config", {}), **sampling}
@@ -71,7 +79,9 @@ def content_of(directory: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     with contextlib.suppress(FileNotFoundError):
         for path in directory.iterdir():
-            found[path.name] = f"-> {path.readlink()}" if path.is_symlink() else path.read_text(encoding="utf-8")
+            found[path.name] = (
+                f"-> {path.readlink()}" if path.is_symlink() else path.read_text(encoding="utf-8")
+            )
     return found
 
 
@@ -89,7 +99,10 @@ def lay_out(models: Path, record_path: Path, sampling: dict[str, float]) -> bool
     config = served_config(files, sampling, base)
     (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     summary = {key: record.get(key) for key in ("repository", "commit", "endpoint")}
-    summary["files"] = {part: {key: entry[key] for key in sorted(entry) if key != "mtime_ns"} for part, entry in record["files"].items()}
+    summary["files"] = {
+        part: {key: entry[key] for key in sorted(entry) if key != "mtime_ns"}
+        for part, entry in record["files"].items()
+    }
     (draft / "weights.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if content_of(draft) == content_of(serving):
         shutil.rmtree(draft)
@@ -111,7 +124,10 @@ def main(argv: list[str]) -> None:
     try:
         changed = lay_out(options.models, options.record, options.sampling)
     except OSError as error:
-        sys.exit(f"{options.models}/serving cannot be written: {error}. If the disk is full, make room there and run again.")
+        sys.exit(
+            f"{options.models}/serving cannot be written: {error}. If the disk is full, make room there and "
+            f"run again."
+        )
     print(json.dumps({"changed": changed}))
 
 

@@ -1,12 +1,13 @@
 """Build a Moshi that is tiny, random and real: upstream's own code, about 9 MB, real time on one CPU core.
 
-``tiny_weights.py DIRECTORY`` writes what a repository of weights holds: ``config.json``, ``model.safetensors``,
-``mimi.json``, ``mimi.safetensors`` and ``tokenizer.model``. What it says is noise, but every frame goes the way that a
-real one goes. Run by the interpreter of the engine's own environment; the same seed gives the same weights.
+``tiny_weights.py DIRECTORY`` writes what a repository of weights holds: ``config.json``,
+``model.safetensors``, ``mimi.json``, ``mimi.safetensors`` and ``tokenizer.model``. What it says is noise, but
+every frame goes the way that a real one goes. Run by the interpreter of the engine's own environment; the
+same seed gives the same weights.
 
-All five appear together or not at all: they are written beside the directory, which then takes its place in one step,
-with a ``record.json`` such as fetch_weights.py writes. A directory that is whole and was built by this very recipe is left
-alone. One JSON line on standard output says whether anything was built.
+All five appear together or not at all: they are written beside the directory, which then takes its place in
+one step, with a ``record.json`` such as fetch_weights.py writes. A directory that is whole and was built by
+this very recipe is left alone. One JSON line on standard output says whether anything was built.
 """
 
 from __future__ import annotations
@@ -76,12 +77,15 @@ def random_mimi(mimi: Any) -> dict[str, Any]:
 
 
 def train_tokenizer(path: Path, pieces: int, words: int) -> None:
-    """Train a sentencepiece model of ``pieces`` pieces on ``words`` random words, with upstream's special tokens."""
+    """Train a sentencepiece model of ``pieces`` pieces on random ``words``, special tokens as upstream's."""
     import sentencepiece  # noqa: PLC0415
 
     chance = random.Random(SEED)  # noqa: S311 - words to train on, no secrets
     syllables = [consonant + vowel for consonant in "bdfghklmnprstvwz" for vowel in "aeiou"]
-    text = (" ".join("".join(chance.choices(syllables, k=chance.randint(1, 3))) for _ in range(10)) for _ in range(words // 10))
+    text = (
+        " ".join("".join(chance.choices(syllables, k=chance.randint(1, 3))) for _ in range(10))
+        for _ in range(words // 10)
+    )
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=text,
@@ -112,7 +116,10 @@ def build(directory: Path) -> None:
     save_file(random_mimi(loaders.get_mimi(None, mimi)), directory / FILES["mimi_weight"])
     (directory / FILES["mimi_config"]).write_text(json.dumps(mimi, indent=2) + "\n", encoding="utf-8")
     lm = loaders.get_moshi_lm(None, {**loaders._lm_kwargs, **LM}, dtype=torch.bfloat16)
-    save_file({name: value.detach().contiguous() for name, value in lm.state_dict().items()}, directory / FILES["moshi_weight"])
+    save_file(
+        {name: value.detach().contiguous() for name, value in lm.state_dict().items()},
+        directory / FILES["moshi_weight"],
+    )
     train_tokenizer(directory / FILES["tokenizer"], PIECES, words=4000)
     config = {
         **loaders._lm_kwargs,
@@ -134,7 +141,12 @@ def recipe() -> str:
 def entry_of(path: Path, directory: Path) -> dict[str, Any]:
     """Return a file's part of the record; its path is below the directory of all models."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"path": f"{directory.name}/{path.name}", "size": path.stat().st_size, "algorithm": "sha256", "digest": digest}
+    return {
+        "path": f"{directory.name}/{path.name}",
+        "size": path.stat().st_size,
+        "algorithm": "sha256",
+        "digest": digest,
+    }
 
 
 def is_whole(directory: Path) -> bool:
@@ -148,7 +160,7 @@ def is_whole(directory: Path) -> bool:
 
 
 def main(directory: Path) -> bool:
-    """Build into a draft beside ``directory`` and put it in place, unless it is whole; return whether that was needed."""
+    """Build into a draft beside ``directory`` and put that in place; return whether it was needed."""
     if is_whole(directory):
         return False
     draft = directory.with_name(directory.name + ".new")
@@ -173,4 +185,7 @@ if __name__ == "__main__":
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.exit(f"The disk under {sys.argv[1]} is full: the tiny weights need 9 MB. Make room there and run again.")
+        sys.exit(
+            f"The disk under {sys.argv[1]} is full: the tiny weights need 9 MB. Make room there and run "
+            f"again."
+        )
