@@ -52,7 +52,7 @@ def plan(distribution: str, version: str, kernel: str, branch: int, mirror: str)
         )
     if branch < OLDEST_BRANCH:
         raise ValueError(
-            f"nvidia_driver_branch: {branch} is older than {OLDEST_BRANCH}, the oldest that a package can hold "
+            f"nvidia_driver_branch: {branch} is older than {OLDEST_BRANCH}, the oldest that a package holds "
             f"a machine on. Mend: set nvidia_driver_branch: {OLDEST_BRANCH} or newer."
         )
     headers = [f"linux-headers-{kernel}"]
