@@ -300,7 +300,7 @@ class Host:
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self.key),
             "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.dir}/known_hosts "
-            f"-o ControlPath={self.dir}/ssh-%C",
+            f"-o ControlPath={self.dir}/ssh-%r",
             "ansible_python_interpreter": "/usr/bin/python3",
         }
         (self.dir / "inventory.yml").write_text(
