@@ -58,7 +58,8 @@ def _covered(name: str, alt_names: Iterable[str]) -> bool:
             if kind == "ip" and _address(value) == address:
                 return True
         elif kind == "dns" and (
-            value == spelled or (value.startswith("*.") and "." in spelled and spelled.split(".", 1)[1] == value[2:])
+            value == spelled
+            or (value.startswith("*.") and "." in spelled and spelled.split(".", 1)[1] == value[2:])
         ):
             return True
     return False
