@@ -21,7 +21,7 @@ from caller.speech import Speech, decode, prepare, save
 
 LIMIT_WORDS = {
     "handshake_ms": "from dialling to the engine's greeting",
-    "first_audio_ms": "from the greeting to the first audio",
+    "first_audio_ms": "from the first frame to the first audio",
     "turnaround_p50_ms": "median turnaround per 80 ms frame",
     "turnaround_p95_ms": "95th percentile of the turnaround",
     "turnaround_p99_ms": "99th percentile of the turnaround",

@@ -198,18 +198,21 @@ async def call(
     insecure: bool = False,
     patience: Patience | None = None,
     origin: str | None = None,
+    start_at: float | None = None,
 ) -> Recording:
     """Call the line at `url` (see `address`), say `speech`, hang up. Its failures are in the recording.
 
     `origin` is the Origin header, by default that of the URL, as a browser on the line's own page sends it.
-    Raises AddressError for a URL or CA file that cannot be used.
+    `start_at` is the time.monotonic() of the first frame, by default that of the greeting: so several callers
+    can be set against each other by less than a frame. Raises AddressError for a URL or CA file that cannot
+    be used.
     """
     target = address(url)
     parts = urlsplit(target)
     secure = parts.scheme == "wss"
     context = tls(ca, insecure) if secure else None
     recording = Recording(_without_query(target), datetime.now(timezone.utc), speech=speech.name)
-    conversation = _Conversation(recording, speech, patience or Patience(), context)
+    conversation = _Conversation(recording, speech, patience or Patience(), context, start_at)
     own_origin = f"{'https' if secure else 'http'}://{parts.netloc.rpartition('@')[2]}"
     try:
         await conversation.hold(target, origin or own_origin)
@@ -225,7 +228,9 @@ class _Conversation:
         speech: Speech,
         patience: Patience,
         context: _StopwatchContext | None,
+        start_at: float | None,
     ) -> None:
+        self.start_at = start_at
         self.recording = recording
         self.speech = speech
         self.patience = patience
@@ -324,9 +329,10 @@ class _Conversation:
                 "with somebody else (moshi.server carries one conversation and lets a second caller wait "
                 "without a word), or it hangs",
             ) from None
-        self.last_heard = cast(float, recording.greeted)
+        start = max(cast(float, recording.greeted), self.start_at or 0.0)
+        self.last_heard = start
         listening = asyncio.create_task(self._listen(socket))
-        speaking = asyncio.create_task(self._speak(socket))
+        speaking = asyncio.create_task(self._speak(socket, start))
         watching = asyncio.create_task(self._watch())
         tasks = (listening, speaking, watching)
         try:
@@ -356,7 +362,7 @@ class _Conversation:
             message = await socket.receive()
             self._note(message, time.monotonic())
 
-    async def _speak(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    async def _speak(self, socket: aiohttp.ClientWebSocketResponse, start: float) -> None:
         recording, messages = self.recording, self.speech.messages
 
         async def strike(beat: int, due: float) -> None:
@@ -364,7 +370,6 @@ class _Conversation:
             recording.sent.append(time.monotonic())
             await socket.send_bytes(messages[beat])
 
-        start = cast(float, recording.greeted)
         await metronome(len(messages), start, time.monotonic, asyncio.sleep, strike)
 
     async def _hang_up(self, socket: aiohttp.ClientWebSocketResponse) -> None:

@@ -108,7 +108,7 @@ class Report:
     tls: str | None
     handshake: Handshake
     first_audio_ms: float | None
-    """From the engine's greeting, which is when the first frame is sent, to the first audio."""
+    """From the first frame, which is sent when the engine greets, to the first audio."""
     turnaround_ms: Spread
     """Last byte of a frame in, first byte of its answer out, per 80 ms frame."""
     frames: Frames
@@ -188,9 +188,12 @@ async def speak(
     patience: Patience | None = None,
     lag: int | None = None,
     origin: str | None = None,
+    start_at: float | None = None,
 ) -> Report:
     """Call a line, speak, measure. See caller.line.call; `lag` is the engine's where it is known."""
-    recording = await call(url, speech, ca=ca, insecure=insecure, patience=patience, origin=origin)
+    recording = await call(
+        url, speech, ca=ca, insecure=insecure, patience=patience, origin=origin, start_at=start_at
+    )
     return evaluate(recording, lag)
 
 
@@ -230,7 +233,7 @@ def evaluate(recording: Recording, lag: int | None = None) -> Report:
         seconds=round(len(recording.sent) * FRAME_S, 2),
         tls=recording.tls,
         handshake=_handshake(recording),
-        first_audio_ms=_ms(recording.greeted, begun),
+        first_audio_ms=_ms(recording.sent[0] if recording.sent else None, begun),
         turnaround_ms=turnaround,
         frames=frames,
         playback=playback(heard),
@@ -324,7 +327,7 @@ def table(report: Report) -> str:
         lines.append(row("handshake", f"{number(hands.total_ms)}: {steps}"))
     if sizes.sent:
         lines += [
-            row("first audio", f"{number(report.first_audio_ms)} after the handshake"),
+            row("first audio", f"{number(report.first_audio_ms)} after the first frame"),
             row(
                 "turnaround",
                 f"p50 {number(spent.p50)}, p95 {number(spent.p95)}, p99 {number(spent.p99)}, "

@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -46,7 +47,7 @@ def check_against_the_truth(report: Report, recording: Recording, engine: EchoEn
 # --- the clock
 
 
-class Time:
+class FakeTime:
     """A clock that only moves when somebody sleeps or works."""
 
     def __init__(self, oversleep: float = 0.0) -> None:
@@ -60,28 +61,30 @@ class Time:
         self.now_s += seconds + self.oversleep
 
 
-def striking(time: Time, work: Callable[[int], float]) -> tuple[list[float], Callable[..., Awaitable[None]]]:
+def striking(
+    clock: FakeTime, work: Callable[[int], float]
+) -> tuple[list[float], Callable[..., Awaitable[None]]]:
     struck: list[float] = []
 
     async def strike(beat: int, due: float) -> None:
         assert due == pytest.approx(50 + beat * FRAME_S)
-        struck.append(time.now_s)
-        time.now_s += work(beat)
+        struck.append(clock.now_s)
+        clock.now_s += work(beat)
 
     return struck, strike
 
 
 async def test_the_clock_does_not_drift_when_every_sleep_is_too_long() -> None:
-    time = Time(oversleep=0.003)
-    struck, strike = striking(time, lambda _: 0.01)
-    await metronome(1000, 50.0, time.now, time.sleep, strike)
+    clock = FakeTime(oversleep=0.003)
+    struck, strike = striking(clock, lambda _: 0.01)
+    await metronome(1000, 50.0, clock.now, clock.sleep, strike)
     assert struck[-1] == pytest.approx(50 + 999 * FRAME_S + 0.003)
 
 
 async def test_a_late_frame_does_not_move_the_ones_after_it() -> None:
-    time = Time()
-    struck, strike = striking(time, lambda beat: 0.2 if beat == 5 else 0.0)
-    await metronome(12, 50.0, time.now, time.sleep, strike)
+    clock = FakeTime()
+    struck, strike = striking(clock, lambda beat: 0.2 if beat == 5 else 0.0)
+    await metronome(12, 50.0, clock.now, clock.sleep, strike)
     late = [round(at - 50 - beat * FRAME_S, 6) for beat, at in enumerate(struck)]
     assert late == [0, 0, 0, 0, 0, 0, 0.12, 0.04, 0, 0, 0, 0]
 
@@ -91,6 +94,15 @@ async def test_frames_are_sent_each_80_ms_from_the_greeting_on(speech: Speech) -
     assert recording.greeted is not None
     assert recording.due == pytest.approx([recording.greeted + n * FRAME_S for n in range(15)])
     assert all(sent >= due for sent, due in zip(recording.sent, recording.due, strict=True))
+
+
+async def test_callers_can_be_set_against_each_other(speech: Speech) -> None:
+    async with running(Behaviour()) as (url, _):
+        begin = time.monotonic() + 0.5
+        calls = (call(url, speech, start_at=begin + late) for late in (0.0, 0.04))
+        first, second = await asyncio.gather(*calls)
+    assert (first.due[0], second.due[0]) == (begin, begin + 0.04)
+    assert evaluate(second).frames.answered == 15
 
 
 # --- what is measured
