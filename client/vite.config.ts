@@ -1,4 +1,4 @@
-import { defineConfig } from 'vitest/config';
+import { defineConfig } from 'vite';
 import { compressed } from './build/compressed.ts';
 import { opus } from './build/opus.ts';
 
@@ -20,5 +20,4 @@ export default defineConfig({
       '/health': { target: line, secure: false },
     },
   },
-  test: { include: ['tests/**/*.test.ts'] },
 });

@@ -33,7 +33,10 @@ export function opus(): Plugin {
       server.middlewares.use((request, response, next) => {
         const name = request.url?.startsWith(`/${place}/`) ? request.url.slice(place.length + 2) : '';
         const content = contents.get(name as (typeof FILES)[number]);
-        if (!content) return next();
+        if (!content) {
+          next();
+          return;
+        }
         response.setHeader('Content-Type', TYPES[name.split('.').pop() ?? ''] ?? 'application/octet-stream');
         response.end(content);
       });

@@ -4,8 +4,7 @@ import type { Fault } from './call';
 
 /** What the encoder sends. */
 type FromEncoder =
-  | { message: 'page'; page: Uint8Array<ArrayBuffer>; samplePosition: number }
-  | { message: 'ready' | 'done' };
+  { message: 'page'; page: Uint8Array<ArrayBuffer>; samplePosition: number } | { message: 'ready' | 'done' };
 
 /** 20 ms frames, 2 a page: 40 ms of delay at most, at half the overhead of single frames. */
 const ENCODER = {
@@ -164,10 +163,8 @@ export function fault(error: unknown): Fault {
 export function missing(scope: Window & typeof globalThis = window): Fault | null {
   if (!scope.isSecureContext) return 'insecure';
   const able =
-    'mediaDevices' in scope.navigator &&
-    typeof scope.navigator.mediaDevices?.getUserMedia === 'function' &&
-    'AudioWorkletNode' in scope &&
-    'WebAssembly' in scope;
+    // Not there on plain http, and in browsers that are part of another app.
+    'mediaDevices' in scope.navigator && 'AudioWorkletNode' in scope && 'WebAssembly' in scope;
   return able ? null : 'unsupported';
 }
 

@@ -33,7 +33,6 @@ export const texts = {
   waiting: 'Trying again by itself',
   talking: 'Connected',
   ended: 'Call ended',
-  endedAfter: (time: string) => `The call lasted ${time}.`,
   failed: 'No call',
   attempt: (n: number) => `Attempt ${n}`,
   duration: 'Length of the call',
@@ -42,7 +41,6 @@ export const texts = {
   noWords: 'Say hello. Moshi’s words appear here.',
   anew: 'Moshi starts anew',
   anewHelp: 'The line is back. Moshi starts anew: it remembers nothing of what was said before.',
-  mutedHelp: 'You are muted: Moshi hears silence.',
   deafHelp: 'The microphone is gone, so Moshi hears silence. Plug it in again, or connect another one.',
 
   attribution: { before: 'Moshi by ', name: 'Kyutai', after: ', CC-BY-4.0', url: 'https://kyutai.org' },

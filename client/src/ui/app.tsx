@@ -1,6 +1,7 @@
 /** The screen: shows the state of the call, and nothing that the state does not say. */
+import type { ComponentChildren } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { anew, type Call, idle, live, type Trouble } from '../call';
+import { anew, type Call, type Fault, idle, live, type Trouble } from '../call';
 import { type About, about, unknown } from '../line';
 import { missing } from '../microphone';
 import type { Telephone } from '../telephone';
@@ -11,6 +12,8 @@ import { Voices } from './voices';
 
 /** How often the numbers and the timer are brought up to date, ms. */
 const NUMBERS_MS = 200;
+/** How long news stay on the screen; the words keep the mark, ms. */
+const NEWS_MS = 20_000;
 
 export function App({ telephone }: { telephone: Telephone }) {
   const [, changed] = useState(0);
@@ -20,10 +23,17 @@ export function App({ telephone }: { telephone: Telephone }) {
   const call = telephone.call;
   // Told before anybody presses a button that cannot work.
   const lacking = missing();
+  const controls = useRef<HTMLDivElement>(null);
+  const busy = live(call);
+  // The pressed button is gone, and with it the keyboard's place on the page: put it on the button that took its place.
+  useEffect(() => {
+    if (document.activeElement === document.body && call.phase !== 'idle')
+      controls.current?.querySelector<HTMLElement>('.hangup, .dial')?.focus({ preventScroll: true });
+  }, [busy]);
   const trouble: Trouble | null = lacking ? { fault: lacking, message: '' } : call.trouble;
 
   return (
-    <Numbers telephone={telephone} call={call}>
+    <Numbers telephone={telephone} call={call} fault={trouble?.fault}>
       <header class="top">
         <h1 class="mark">
           <img src="/favicon.svg" alt="" width="28" height="28" />
@@ -36,7 +46,12 @@ export function App({ telephone }: { telephone: Telephone }) {
       </header>
 
       <div class="stage">
-        <Voices levels={levels} live={call.phase === 'talking'} muted={call.muted || call.deaf} />
+        <Voices
+          levels={levels}
+          live={call.phase === 'talking'}
+          lost={call.phase === 'waiting'}
+          muted={call.muted || call.deaf}
+        />
         {call.phase === 'idle' && !trouble && (
           <div class="hello">
             <h2>{texts.tagline}</h2>
@@ -54,13 +69,13 @@ export function App({ telephone }: { telephone: Telephone }) {
         {telephone.transcript.length > 0 && <Words transcript={telephone.transcript} />}
       </div>
 
-      <div class="controls">
-        {live(call) ? (
+      <div class="controls" ref={controls}>
+        {busy ? (
           <>
             <button
               type="button"
               class="round"
-              aria-pressed={call.muted}
+              data-on={call.muted}
               onClick={() => telephone.mute(!call.muted)}
             >
               <MicrophoneIcon off={call.muted} />
@@ -122,11 +137,10 @@ function Notice({ trouble, call }: { trouble: Trouble; call: Call }) {
 
 /** What the caller should know while talking. */
 function Hints({ call }: { call: Call }) {
-  const hints = [
-    anew(call) && texts.anewHelp,
-    call.deaf && texts.deafHelp,
-    call.muted && !call.deaf && texts.mutedHelp,
-  ].filter((hint) => hint !== false);
+  const fresh = useFresh(call.conversations);
+  const hints = [anew(call) && fresh && texts.anewHelp, call.deaf && texts.deafHelp].filter(
+    (hint) => hint !== false,
+  );
   return (
     <div role="status" class="hints">
       {hints.map((hint) => (
@@ -175,24 +189,24 @@ function Timer({ began, ended }: { began: number; ended: number | null }) {
   );
 }
 
-/** The page's frame. Carries the numbers of the call as data attributes: for tests, and for whoever opens the inspector. */
-function Numbers({
-  telephone,
-  call,
-  children,
-}: {
+interface Frame {
   telephone: Telephone;
   call: Call;
-  children: preact.ComponentChildren;
-}) {
+  fault: Fault | undefined;
+  children: ComponentChildren;
+}
+
+/** The page's frame. Carries the numbers of the call as data attributes: for tests, and for whoever opens the inspector. */
+function Numbers({ telephone, call, fault, children }: Frame) {
   const place = useRef<HTMLElement>(null);
   useEffect(() => {
     const show = () => {
-      const data = place.current?.dataset;
-      if (!data) return;
-      for (const [name, value] of Object.entries(telephone.numbers)) {
-        if (value === null) delete data[name];
-        else data[name] = String(Math.round(value));
+      const main = place.current;
+      if (!main) return;
+      for (const [name, value] of Object.entries<number | null>({ ...telephone.numbers })) {
+        const attribute = `data-${name.replace(/[A-Z]/g, (capital) => `-${capital.toLowerCase()}`)}`;
+        if (value === null) main.removeAttribute(attribute);
+        else main.setAttribute(attribute, String(Math.round(value)));
       }
     };
     show();
@@ -205,13 +219,23 @@ function Numbers({
       class="page"
       ref={place}
       data-state={call.phase}
-      data-fault={call.trouble?.fault}
+      data-fault={fault}
       data-muted={call.muted}
       data-conversations={call.conversations}
     >
       {children}
     </main>
   );
+}
+
+/** True for a while after `value` changed. */
+function useFresh(value: number): boolean {
+  const [old, setOld] = useState<number | null>(null);
+  useEffect(() => {
+    const ageing = setTimeout(() => setOld(value), NEWS_MS);
+    return () => clearTimeout(ageing);
+  }, [value]);
+  return old !== value;
 }
 
 function useLine(): About {
@@ -234,7 +258,7 @@ function status(call: Call): string {
     case 'talking':
       return texts.talking;
     case 'ended':
-      return call.began === null ? texts.ended : `${texts.ended}`;
+      return texts.ended;
     case 'failed':
       return texts.failed;
   }

@@ -29,7 +29,7 @@ export const CallIcon = () => (
 
 export const HangUpIcon = () => (
   <Icon>
-    <path d={HANDSET} transform="rotate(135 12 12) translate(1 1) scale(.92)" />
+    <path d={HANDSET} transform="rotate(135 12 12) translate(-.6 -.6) scale(1.05)" />
   </Icon>
 );
 

@@ -12,7 +12,7 @@ export function Words({ transcript }: { transcript: Transcript }) {
 
   useEffect(() => {
     const box = place.current;
-    if (box && following.current && transcript) box.scrollTop = box.scrollHeight;
+    if (box && following.current) box.scrollTop = box.scrollHeight;
   }, [transcript]);
 
   const empty = transcript.every((words) => words.trim() === '');

@@ -8,7 +8,16 @@ const shown = (level: number) => Math.min(1, Math.sqrt(level) * 1.6);
 /** How much of the way to a lower level is gone per picture: up at once, down slowly. */
 const FALL = 0.12;
 
-export function Voices({ levels, live, muted }: { levels: () => Levels; live: boolean; muted: boolean }) {
+interface Props {
+  levels: () => Levels;
+  /** Sound goes both ways. */
+  live: boolean;
+  /** There is a call, and nobody to be heard in it: both bodies fade. */
+  lost: boolean;
+  muted: boolean;
+}
+
+export function Voices({ levels, live, lost, muted }: Props) {
   const moshi = useRef<HTMLDivElement>(null);
   const you = useRef<HTMLDivElement>(null);
 
@@ -34,7 +43,7 @@ export function Voices({ levels, live, muted }: { levels: () => Levels; live: bo
   }, [live, levels]);
 
   return (
-    <div class="voices" data-live={live}>
+    <div class="voices" data-live={live} data-lost={lost}>
       <div class="voice moshi" ref={moshi}>
         <div class="orb" aria-hidden="true" />
         <span class="name">{texts.moshi}</span>
