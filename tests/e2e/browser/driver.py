@@ -132,7 +132,7 @@ class Caller:
 
     def see(self, text: str, seconds: float = 10) -> None:
         """Wait until `text` can be read on the page."""
-        self.until(lambda: self.page.get_by_text(text).first.is_visible(), seconds, f"words {text!r}")
+        self.until(self.page.get_by_text(text).first.is_visible, seconds, f"words {text!r}")
 
 
 @contextmanager

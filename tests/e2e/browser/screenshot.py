@@ -1,7 +1,7 @@
-"""Takes pictures of the page: every screen on a phone and a desktop, dark and light, and the pair for the README.
+"""Takes pictures of the page: every screen, on a phone and a desktop, dark and light; the README's pair.
 
-    python -m tests.e2e.browser.screenshot --out /tmp/screens                    # all, on the stand-in
-    python -m tests.e2e.browser.screenshot --url https://127.0.0.1:8998 --pair docs/images/page.png
+python -m tests.e2e.browser.screenshot --out /tmp/screens                    # all, on the stand-in
+python -m tests.e2e.browser.screenshot --url https://127.0.0.1:8998 --pair docs/images/page.png
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from tests.e2e.browser.driver import Caller, calling, launch, speech
 
 SIZES = {"phone": (390, 844), "desktop": (1280, 800)}
 SCHEMES = ("dark", "light")
-WORDS = tuple(
-    piece
-    for piece in (
-        " Hello! Lovely to hear from you. I can listen while I talk, so feel free to interrupt me at any time."
-    ).replace(" ", "| ").split("|")
-    if piece
+SENTENCE = (
+    "Hello! Lovely to hear from you. I can listen while I talk, so feel free to interrupt me at any time."
+)
+REFUSED = (
+    "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', 'NotAllowedError'))"
 )
 
 
 @contextmanager
-def _opened(browser: Browser, url: str, size: str, scheme: str, script: str | None = None) -> Iterator[Caller]:
+def _opened(
+    browser: Browser, url: str, size: str, scheme: str, script: str | None = None
+) -> Iterator[Caller]:
     width, height = SIZES[size]
     with calling(
         browser,
@@ -77,8 +78,7 @@ def screens(browser: Browser, line: standin.Line, out: Path) -> None:
                 shoot(caller, "6-anew")
                 caller.press("Hang up")
                 shoot(caller, "7-ended")
-            refused = "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', 'NotAllowedError'))"
-            with _opened(browser, line.url, size, scheme, refused) as caller:
+            with _opened(browser, line.url, size, scheme, REFUSED) as caller:
                 caller.press("Call Moshi")
                 caller.until_state("failed")
                 shoot(caller, "8-refused")
@@ -103,11 +103,12 @@ def pair(browser: Browser, url: str, path: Path) -> None:
     page = browser.new_page(viewport={"width": 1240, "height": 720}, device_scale_factor=1.5)
     page.set_content(
         f"""<style>
-        body {{ margin: 0; height: 720px; display: flex; align-items: center; justify-content: center; gap: 36px;
-                background: linear-gradient(160deg, #dfe9e6, #efe6da) }}
+        body {{ margin: 0; height: 720px; display: flex; align-items: center; justify-content: center;
+                gap: 36px; background: linear-gradient(160deg, #dfe9e6, #efe6da) }}
         img {{ display: block }}
         .desktop {{ width: 836px; border-radius: 14px; box-shadow: 0 24px 60px -18px #10202a66 }}
-        .phone {{ width: 280px; border-radius: 34px; border: 7px solid #05080a; box-shadow: 0 24px 60px -14px #10202a99 }}
+        .phone {{ width: 280px; border-radius: 34px; border: 7px solid #05080a;
+                  box-shadow: 0 24px 60px -14px #10202a99 }}
         </style>
         <img class="desktop" src="data:image/png;base64,{pictures["desktop"]}">
         <img class="phone" src="data:image/png;base64,{pictures["phone"]}">"""
@@ -121,14 +122,16 @@ def main() -> None:
     """Take the pictures that were asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.browser.screenshot", description=__doc__)
     parser.add_argument("--url", help="a real line; without it the stand-in")
-    parser.add_argument("--page", type=Path, default=Path("client/dist"), help="the built page, for the stand-in")
+    parser.add_argument(
+        "--page", type=Path, default=Path("client/dist"), help="the built page, for the stand-in"
+    )
     parser.add_argument("--out", type=Path, help="folder for every screen (stand-in only)")
     parser.add_argument("--pair", type=Path, help="the README's picture")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = launch(playwright, speech(Path(folder) / "speech.wav"))
         with standin.running(options.page) as line:
-            line.words = WORDS
+            line.words = tuple(f" {word}" for word in SENTENCE.split())
             if options.out and not options.url:
                 screens(browser, line, options.out)
             if options.pair:

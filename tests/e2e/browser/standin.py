@@ -1,8 +1,8 @@
 """A line without a host: the built page under its strict headers, and an engine that echoes, in this process.
 
-It speaks the engine's side of Moshi's protocol as moshi.server does (handshake when the conversation begins, one
-frame of 80 ms out per frame in except for the first, two pages of 40 ms per frame, words as text pieces), decodes what
-it hears so that a test can tell a voice from silence, and misbehaves on request.
+It speaks the engine's side of Moshi's protocol as moshi.server does (handshake when the conversation begins,
+one frame of 80 ms out per frame in except for the first, two pages of 40 ms per frame, words as text pieces),
+decodes what it hears so that a test can tell a voice from silence, and misbehaves on request.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import sphn
 from aiohttp import WSMsgType, web
+from aiohttp.typedefs import Handler
+from numpy.typing import NDArray
 
 HANDSHAKE, AUDIO, TEXT, _, _, ERROR = range(6)
 SAMPLE_RATE = 24_000
@@ -105,7 +107,8 @@ class Line:
     def kill(self) -> None:
         """Cut every conversation as a killed engine does: no close frame."""
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(lambda: [transport.abort() for transport in self._transports])
+        for transport in tuple(self._transports):
+            self._loop.call_soon_threadsafe(transport.abort)
 
     async def chat(self, request: web.Request) -> web.WebSocketResponse:
         """The engine's side of one conversation."""
@@ -136,7 +139,7 @@ class Line:
     async def _echo(self, socket: web.WebSocketResponse, heard: Heard) -> None:
         reader = sphn.OpusStreamReader(SAMPLE_RATE)
         writer = sphn.OpusStreamWriter(SAMPLE_RATE)
-        pending = np.zeros(0, dtype=np.float32)
+        pending: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
         frames = 0
         async for message in socket:
             if message.type is not WSMsgType.BINARY or not message.data or message.data[0] != AUDIO:
@@ -161,18 +164,19 @@ class Line:
 
 def _application(line: Line, page: Path) -> web.Application:
     @web.middleware
-    async def headers(
-        request: web.Request,
-        handler: web.RequestHandler,  # type: ignore[type-arg]
-    ) -> web.StreamResponse:
+    async def headers(request: web.Request, handler: Handler) -> web.StreamResponse:
         line.requests.append(request.path_qs)
-        response: web.StreamResponse = await handler(request)  # type: ignore[operator]
+        response = await handler(request)
         if not response.prepared:
             response.headers.update(HEADERS)
         return response
 
     async def health(_: web.Request) -> web.Response:
-        body = {"status": "ok" if line.health == 200 else "unhealthy", "version": line.version, "reasons": []}
+        body: dict[str, object] = {
+            "status": "ok" if line.health == 200 else "unhealthy",
+            "version": line.version,
+            "reasons": [],
+        }
         return web.json_response(body, status=line.health)
 
     async def deployed(_: web.Request) -> web.Response:

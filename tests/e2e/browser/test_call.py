@@ -1,4 +1,4 @@
-"""A call, from the first press to the last, on any line: the stand-in, or the real one in HOTLINE_TEST_URL."""
+"""A call, from the first press to the last, on any line: the stand-in, or the one in HOTLINE_TEST_URL."""
 
 from __future__ import annotations
 
