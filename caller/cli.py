@@ -93,7 +93,7 @@ async def run(options: argparse.Namespace, speech: Speech) -> Report:
         origin=options.origin,
     )
     report = evaluate(recording, options.lag)
-    if (options.record or options.judge) and report.outcome != "garbage":
+    if (options.record or options.judge) and report.frames.answered:
         pcm = decode(payload for _, payload in recording.audio)
         if options.record:
             save(options.record, pcm)

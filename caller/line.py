@@ -37,7 +37,7 @@ connection stands and nothing comes. broke: it ended early. garbage: what came i
 """
 
 HANDSHAKE, AUDIO, TEXT, METADATA, ERROR = 0, 1, 2, 4, 5
-CLOSE_NOT_ALLOWED, CLOSE_TRY_LATER = 1008, 1013
+CLOSE_ABNORMAL, CLOSE_NOT_ALLOWED, CLOSE_TRY_LATER = 1006, 1008, 1013
 CLOSE_WORDS = {
     1000: "closed in good order",
     1001: "going away: the server stops or restarts",
@@ -373,10 +373,11 @@ class _Conversation:
         await metronome(len(messages), start, time.monotonic, asyncio.sleep, strike)
 
     async def _hang_up(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Close; an engine that is too busy to say goodbye leaves no close code behind."""
         self.hanging_up = True
         with suppress(asyncio.TimeoutError, aiohttp.ClientError, ConnectionError):
             await asyncio.wait_for(socket.close(), 2)
-        if self.recording.close_code is None:
+        if self.recording.close_code is None and socket.close_code != CLOSE_ABNORMAL:
             self.recording.close_code = socket.close_code
 
     async def _watch(self) -> None:

@@ -22,8 +22,8 @@ one raises the offset by one where the stream proves it; a line that both loses 
 80 ms leaves a choice, and then the lag is overestimated and the turnaround underestimated by whole frames,
 unless the lag is given. A page lost on the way is known by the hole in page numbers and granule positions,
 and changes no offset. If the wire was not empty at the end (the line broke, or the engine was behind),
-nothing is called lost: the offset is the constant that no answer contradicts, and lateness shows as
-turnaround.
+nothing is called lost and the offset is a constant: Moshi's lag of 1, or 0 where the answers contradict it,
+or the lag that was given. Lateness then shows as turnaround.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ FRAME_S = 0.08
 """One frame of Mimi: 1920 samples of 24 kHz, 12.5 frames a second."""
 FRAME_SAMPLES = round(FRAME_S * SAMPLES_PER_SECOND)
 """The same in samples of 48 kHz, in which Ogg counts."""
+
+MOSHI_LAG = 1
+"""Frames that Moshi's model hears before its first answer, whatever server it runs in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +123,7 @@ def pair(sent: Sequence[float], heard: Answers, *, drained: bool, lag: int | Non
     first = offsets[0]
     if first < 0:
         return Pairing(None, (), 0)
-    most = len(sent) - heard.made if drained else first
-    if lag is not None and lag <= first and not drained:
-        most = lag
+    most = len(sent) - heard.made if drained else min(first, MOSHI_LAG if lag is None else lag)
     offsets = [min(offset, most) for offset in offsets]
     known = min(offsets[0], lag) if lag is not None else offsets[0]
     inputs = tuple(answer.number + offset for answer, offset in zip(heard.arrived, offsets, strict=True))

@@ -102,6 +102,14 @@ def test_an_engine_that_falls_behind_is_late_and_not_lossy() -> None:
     assert lateness[-1] > 1.9
 
 
+def test_a_late_first_answer_of_a_line_that_breaks_is_late_and_no_lag() -> None:
+    """Seen on a CPU too busy for its engine: the first answer came after four frames."""
+    delays = [0.25] * 50
+    _, heard = engine(50, 1, delays)
+    pairing = pair(clock(50), heard, drained=False)
+    assert (pairing.lag, pairing.inputs[0]) == (1, 1)
+
+
 def test_a_given_lag_tells_a_loss_from_a_lag() -> None:
     """120 ms and one frame never answered: without the lag nobody can tell."""
     _, heard = engine(50, 1, [0.12] * 50, frozenset({20}))
