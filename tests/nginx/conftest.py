@@ -209,7 +209,7 @@ def variables(folder: Path) -> dict[str, Any]:
         "_nginx_pid": f"{own}/nginx.pid",
         "_nginx_test": ["nginx", "-t", "-q", "-c", f"{own}/nginx.conf"],
         "_nginx_access_log": f"{own}/access.log",
-        "_nginx_error_log": f"{own}/error.log warn",
+        "_nginx_error_log": f"{own}/error.log crit",
     }
 
 
@@ -303,7 +303,7 @@ class Engine:
 
     greets: bool = True
     status: int = 101
-    chatty_s: float = 0.0
+    goes_on: bool = False
     max_message: int = 4 * 1024 * 1024
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -330,9 +330,9 @@ class Engine:
         return socket_
 
     async def _chat_on(self, socket_: web.WebSocketResponse) -> None:
-        while self.chatty_s:
-            await asyncio.sleep(self.chatty_s)
-            await socket_.send_bytes(b"\x02word")
+        while self.goes_on:
+            await asyncio.sleep(0.001)
+            await socket_.send_bytes(b"\x02" + bytes(60000))
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -499,10 +499,11 @@ async def words_of(call: aiohttp.ClientWebSocketResponse) -> tuple[str, int | No
     """The code that a refused call was told, and the code with which its socket closed."""
     told = await call.receive_bytes(timeout=5)
     assert told[:1] == ERROR
-    assert (await call.receive(timeout=5)).type in (WSMsgType.CLOSE, WSMsgType.CLOSED)
+    closed = await call.receive(timeout=5)
+    assert closed.type == WSMsgType.CLOSE
     said = json.loads(told[1:])
     assert said["message"]
-    return said["code"], call.close_code
+    return said["code"], closed.data
 
 
 @pytest.fixture

@@ -85,16 +85,11 @@ async def test_audio_is_not_compressed_and_a_subprotocol_is_agreed_upon(line, ho
 
 @pytest.mark.parametrize(
     "named",
-    ["", "moshi_2", "moshi_0 ", "MOSHI_0x", "127.0.0.1:22", "moshi_0:22", "hotline_orchestrator", "localhost", "/etc", "moshi_0/x"],
+    ["", "moshi_2", "moshi_00", "127.0.0.1:22", "moshi_0:22", "hotline_orchestrator", "localhost", "/etc", "moshi_0/x"],
 )
 async def test_an_unknown_engine_is_no_address(line, host, caller, refused, named):
     """Whatever stands in X-Engine, only an engine of this line is ever spoken to."""
     host.orchestrator.engine = named
-    if named == "moshi_0 ":
-        pytest.skip("a header's trailing space is no part of it") if False else None
-        call = await greeted(await caller.call(line))
-        await call.close()
-        return
     assert await refused(await caller.call(line)) == ("line_down", 1013)
     assert not host.engines[0].headers
     assert not host.engines[1].headers
@@ -222,8 +217,8 @@ async def test_an_oversized_message_ends_that_call_and_frees_the_engine(line, ho
     host.engines[0].max_message = 1000
     call = await greeted(await caller.call(line))
     await call.send_bytes(b"\x01" * 5000)
-    assert (await call.receive(timeout=5)).type == WSMsgType.CLOSE
-    assert call.close_code == 1009
+    closed = await call.receive(timeout=5)
+    assert (closed.type, closed.data) == (WSMsgType.CLOSE, 1009)
     await host.freed(within_s=2)
     await (await greeted(await caller.call(line))).close()
 
@@ -308,8 +303,7 @@ async def test_a_stopped_caller_frees_the_engine_within_15_s(line, host, caller)
 
 
 async def test_a_caller_who_takes_nothing_any_more_frees_an_engine_that_goes_on_sending(tight, tight_host):
-    tight_host.engines[0].chatty_s = 0.001
-    tight_host.engines[0].chatter = b"\x02" + bytes(60000)
+    tight_host.engines[0].goes_on = True
     process = await stopped_caller(tight.chat())
     try:
         await tight_host.freed(within_s=ENOUGH_S)

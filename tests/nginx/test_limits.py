@@ -91,9 +91,9 @@ async def test_a_connection_that_says_nothing_is_sent_away(line):
 
 
 async def test_too_many_requests_are_told_to_wait(tight, tight_host, caller):
-    answers = await asyncio.gather(*(caller.ask(tight, "/health/startup") for _ in range(40)))
+    answers = await asyncio.gather(*(caller.ask(tight, "/api/x") for _ in range(40)))
     statuses = [answer.status for answer in answers]
-    assert 15 <= statuses.count(200) <= 25
+    assert statuses.count(429) >= 15
     problem = next(answer for answer in answers if answer.status == 429)
     assert (problem.headers["Retry-After"], problem.json()["code"]) == ("5", "too_many_requests")
     page = await caller.ask(tight, "/", headers={"Accept": "text/html"})
@@ -103,7 +103,7 @@ async def test_too_many_requests_are_told_to_wait(tight, tight_host, caller):
 
 
 async def test_a_call_among_too_many_requests_is_refused_in_words(tight, tight_host, caller, refused):
-    await asyncio.gather(*(caller.ask(tight, "/health/startup") for _ in range(40)))
+    await asyncio.gather(*(caller.ask(tight, "/api/x") for _ in range(40)))
     assert await refused(await caller.call(tight)) == ("line_full", 1013)
     assert not tight_host.orchestrator.asked
 
@@ -117,14 +117,15 @@ async def test_one_client_cannot_take_all_connections(tight, tight_host, caller)
 
 async def test_neighbours_in_one_ipv6_network_count_as_one_client(gateway, gateway_host, caller):
     """Seen through a trusted gateway, which says who calls: a /64 shares its 200 requests, another has its own."""
+
     async def burst(count: int, address: str) -> int:
         answers = await asyncio.gather(
-            *(caller.ask(gateway, "/health/startup", headers={"X-Forwarded-For": address % n}) for n in range(count))
+            *(caller.ask(gateway, "/manifest.webmanifest", headers={"X-Forwarded-For": address % n}) for n in range(count))
         )
         return [answer.status for answer in answers].count(429)
 
-    assert await burst(300, "2001:db8:0:7::%x") > 0
-    assert await burst(5, "2001:db8:0:7:abcd::%x") == 5
+    assert await burst(300, "2001:db8:0:7::%x") > 50
+    assert await burst(5, "2001:db8:0:7:abcd::%x") >= 3
     assert await burst(5, "2001:db8:0:8::%x") == 0
     assert await burst(300, "2001:db8::%x") > 0
     assert await burst(5, "203.0.113.%d") == 0
