@@ -7,7 +7,8 @@ Recent updates) for compute-only machines with open kernel modules, out of NVIDI
 - What holds a machine on a branch is the package `nvidia-driver-pinning-<branch>`, installed before the
   driver. The guide has it for Debian and Ubuntu alike; Debian needs it for 580 too, as nothing else says so.
 - `nvidia-kernel-open-dkms` (Debian) and `nvidia-dkms-open` (Ubuntu) build the modules for the running kernel,
-  which takes its headers. Ubuntu's kernels bring the headers of later ones along, Debian's do not.
+  which takes its headers (the compiler comes with DKMS). Ubuntu's kernels bring the headers of later ones
+  along, Debian's do not.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def plan(distribution: str, version: str, kernel: str, branch: int, mirror: str)
         ]
     return Plan(
         repository=f"{mirror}/{system}/x86_64",
-        before=["ca-certificates", "gcc", "make", *headers],
+        before=["ca-certificates", *headers],
         keyring=f"{mirror}/{system}/x86_64/{KEYRING}",
         contrib=distribution == "Debian",
         pinning=[f"nvidia-driver-pinning-{branch}"],

@@ -174,16 +174,28 @@ def unit_of(pid: str) -> str | None:
     return found[-1].replace("\\x2d", "-") if found else None
 
 
+def sockets_of(folder: Path) -> list[str]:
+    """Inodes of the sockets that a process has open; descriptors and processes may vanish while one looks."""
+    found = []
+    try:
+        descriptors = list(folder.iterdir())
+    except OSError:
+        return []
+    for descriptor in descriptors:
+        try:
+            link = os.readlink(str(descriptor))
+        except OSError:
+            continue
+        if link.startswith("socket:["):
+            found.append(link[len("socket:[") : -1])
+    return found
+
+
 def look_at_ports(ports: list[int]) -> list[dict[str, Any]]:
     """Who listens on the ports."""
     found = listeners(ports)
     for folder in Path("/proc").glob("[0-9]*/fd") if found else []:
-        try:
-            links = [os.readlink(str(link)) for link in folder.iterdir()]
-        except OSError:
-            continue
-        for link in links:
-            inode = link[len("socket:[") : -1] if link.startswith("socket:[") else ""
+        for inode in sockets_of(folder):
             # Of a family of processes that share the socket the first, which is its parent, is named.
             if inode in found and "pid" not in found[inode]:
                 pid = folder.parent.name
