@@ -74,7 +74,7 @@ def test_plain_http_on_the_tls_port_is_sent_to_https(line: Line) -> None:
 
 def test_nothing_that_is_said_is_in_a_log(line: Line) -> None:
     _, report = line.speak()
-    assert report["text"]["pieces"] > 0, report
+    assert report["text_pieces"] > 0, report
     journal = line.run("journalctl --no-pager -u 'moshi@*' -o cat")
     assert "text token" not in journal
     assert "frame handled" not in journal

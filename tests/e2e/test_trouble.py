@@ -172,6 +172,15 @@ def test_verify_speaks_and_prints_the_table(line: Line) -> None:
     assert "p99" in verified.output
 
 
+def test_verify_reaches_a_line_on_another_machines_loopback_through_ssh(line: Line) -> None:
+    verified = line.play("playbooks/verify.yml", verify_tunnel=True)
+    assert verified.status == 0, verified.output[-3000:]
+    assert f"{line.url.rsplit(':', 1)[-1]}/api/chat" not in verified.output, "that was the line's own port"
+    assert subprocess.run(["pgrep", "-f", "hotline-verify-"], check=False).returncode == 1, (
+        "the tunnel is open"
+    )
+
+
 def test_verify_fails_with_a_reason_when_the_line_does_not_answer(line: Line) -> None:
     line.run("systemctl stop moshi@0")
     verified = line.play("playbooks/verify.yml")
@@ -208,7 +217,8 @@ def test_a_full_disk_is_refused_before_anything_is_changed() -> None:
 
 def test_a_host_without_network_is_told_so() -> None:
     with throwaway("e2e-alone", "--no-package-cache") as alone:
-        alone.run("rm -rf /var/lib/apt/lists/*; echo deb http://127.0.0.1:9/ bookworm main >/etc/apt/sources.list")
+        nowhere = "deb http://127.0.0.1:9/ bookworm main"
+        alone.run(f"rm -rf /var/lib/apt/lists/*; echo {nowhere} >/etc/apt/sources.list")
         refused = alone.play()
         assert refused.status != 0
         assert "127.0.0.1:9" in refused.output or "network" in refused.output.lower()
