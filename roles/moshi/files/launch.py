@@ -42,7 +42,7 @@ from types import ModuleType
 from typing import Any, TextIO
 
 EXIT_BROKEN_CUDA = 70  # sysexits.h EX_SOFTWARE
-STOP_SECONDS = 3.0  # what a conversation gets to end by itself when the engine is stopped
+STOP_SECONDS = 1.0  # for a conversation to end by itself when the engine is stopped; aiohttp waits twice
 RUN_LOG_BYTES = 64 * 1024  # for run.log and run.log.1 each
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
