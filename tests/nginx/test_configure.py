@@ -31,6 +31,8 @@ def test_the_roles_work(one):
     assert (own / "sites-available" / "default").exists()
     assert (own / "state" / "nginx" / "default-site").read_text().strip() == str(own / "sites-available" / "default")
 
+    assert (own / "state" / "nginx" / "worker-connections").read_text() == "768\n"
+
     # the operator's own site is as it was
     assert (own / "sites-enabled" / "theirs").resolve() == own / "sites-available" / "theirs"
 
