@@ -50,6 +50,7 @@ BASE_REVISION = 2  # raise it when build_base changes
 BASES = Path(os.environ.get("HOTLINE_HOSTS_CACHE", "/var/cache/hotline"))
 HOSTS = Path(os.environ.get("HOTLINE_HOSTS_DIR", "/var/lib/hotline-hosts"))
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+REBOOT = 133  # how nspawn --keep-unit ends when the host inside reboots; to start it again is left to us
 
 # Settings of the machine's package clients that a host on it needs as well.
 HANDED_IN = re.compile(
@@ -352,6 +353,8 @@ class Host:
         while container.poll() is None and not stop and not orphaned:
             time.sleep(0.2)
             orphaned = isinstance(owner, int) and started_at(owner) != owner_started
+            if container.poll() == REBOOT:
+                container = subprocess.Popen(self.nspawn(), stdin=subprocess.DEVNULL)
         if container.poll() is None:
             container.terminate()  # nspawn passes a clean power-off on to the systemd inside
             with contextlib.suppress(subprocess.TimeoutExpired):
