@@ -101,22 +101,28 @@ async def sandbox() -> AsyncIterator[Ways]:
             await runner.cleanup()
 
 
-async def held(ways: Ways, way: str, speech: caller.Speech, start_at: float | None = None) -> list[float]:
-    """One call; each frame's turnaround in milliseconds. Ends the run when the call did not work out."""
+@dataclass
+class Found:
+    """Each frame's turnaround in milliseconds, by way, and what makes the figures doubtful."""
+
+    turnarounds: dict[str, list[float]]
+    remarks: list[str]
+
+
+async def held(ways: Ways, way: str, speech: caller.Speech, start_at: float | None = None) -> caller.Report:
+    """One call. Ends the run when it did not work out."""
     url = ways.line if way == NGINX else ways.engine
     report = await caller.speak(
         url, speech, ca=ways.ca if url.startswith("https") else None, start_at=start_at
     )
     if report.outcome != "ok" or report.frames.lost:
         raise SystemExit(f"{way}: {report.reason or f'{report.frames.lost} frames were lost'}")
-    for remark in report.remarks:
-        print(f"  {way}: {remark}")
-    return report.turnarounds_ms
+    return report
 
 
-async def measure(ways: Ways, speech: caller.Speech, rounds: int) -> dict[str, list[float]]:
-    """All turnarounds in milliseconds, by way."""
-    found: dict[str, list[float]] = {DIRECT: [], NGINX: []}
+async def measure(ways: Ways, speech: caller.Speech, rounds: int) -> Found:
+    """Call both ways, `rounds` times."""
+    found = Found({DIRECT: [], NGINX: []}, [])
     gc.collect()
     gc.freeze()
     for number in range(rounds):
@@ -131,16 +137,22 @@ async def measure(ways: Ways, speech: caller.Speech, rounds: int) -> dict[str, l
             for way in order:
                 results.append(await held(ways, way, speech))
                 await asyncio.sleep(1)  # the orchestrator must see that the engine is free again
-        for way, turnarounds in zip(order, results, strict=True):
-            found[way] += turnarounds
-        added = np.percentile(found[NGINX], 50) - np.percentile(found[DIRECT], 50)
-        print(f"round {number + 1} of {rounds}: {len(found[NGINX])} frames each way, {added:+.3f} ms at p50")
+        for way, report in zip(order, results, strict=True):
+            found.turnarounds[way] += report.turnarounds_ms
+            found.remarks += [f"round {number + 1}, {way}: {remark}" for remark in report.remarks]
+        medians = {way: float(np.percentile(values, 50)) for way, values in found.turnarounds.items()}
+        print(
+            f"round {number + 1} of {rounds}: {len(found.turnarounds[NGINX])} frames each way, "
+            f"{medians[NGINX] - medians[DIRECT]:+.3f} ms at p50"
+        )
     return found
 
 
-def added(found: dict[str, list[float]], share: float, resamples: int = 1000) -> tuple[float, float, float]:
+def added(
+    turnarounds: dict[str, list[float]], share: float, resamples: int = 1000
+) -> tuple[float, float, float]:
     """What nginx adds at a percentile (0 to 100), in milliseconds, with its 95 % interval by bootstrap."""
-    direct, nginx = np.array(found[DIRECT]), np.array(found[NGINX])
+    direct, nginx = np.array(turnarounds[DIRECT]), np.array(turnarounds[NGINX])
     chance = np.random.default_rng(0)
     differences = [
         np.percentile(chance.choice(nginx, len(nginx)), share)
@@ -184,16 +196,18 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
     else:
         async with sandbox() as ways:
             found = await measure(ways, speech, options.rounds)
-    spreads = {way: spread(value / 1000 for value in values) for way, values in found.items()}
+    spreads = {way: spread(value / 1000 for value in values) for way, values in found.turnarounds.items()}
     print(f"\n{'ms per 80 ms frame':20}{'p50':>10}{'p95':>10}{'p99':>10}{'max':>10}")
     for way, values in spreads.items():
         print(f"{way:20}{summary(values)}")
-    differences = {f"p{share}": added(found, share) for share in (50, 95, 99)}
+    differences = {f"p{share}": added(found.turnarounds, share) for share in (50, 95, 99)}
     print(f"{'added':20}" + "".join(f"{value[0]:10.3f}" for value in differences.values()))
     print(
         "95 % interval".ljust(20)
         + "".join(f"{f'{low:.2f}…{high:.2f}':>10}" for _, low, high in differences.values())
     )
+    for remark in found.remarks:
+        print(f"remark: {remark}")
     kept = differences["p99"][0] <= AIM_MS
     print(f"\naim: at most {AIM_MS:g} ms added at p99: {'kept' if kept else 'missed'}")
     return {
@@ -209,6 +223,7 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
             name: {"value": round(value, 3), "from": round(low, 3), "to": round(high, 3)}
             for name, (value, low, high) in differences.items()
         },
+        "remarks": found.remarks,
         "aim_ms_at_p99": AIM_MS,
         "aim_kept": kept,
     }
