@@ -1,0 +1,163 @@
+"""Where a step's time goes: ``python -m duplex.measure`` prints it for random weights of the real 7B shape.
+
+No server, no sockets: steps of the engine with full contexts, timed one by one from the call to the answer in host
+memory, then the parts of a step by CUDA events. What callers see is measured by ``python -m duplex.bench``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from duplex.engine import Engine, Sampling
+from duplex.kernels import bytes_of
+from duplex.model import FRAME, Duplex, Limits, make_duplex
+from duplex.weights import load_mimi, load_moshi, random_checkpoint
+
+KV = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+
+
+def build(slots: int, context: int, kv: str, quantized: bool, device: torch.device) -> Duplex:
+    """Return a model of the real shape with random weights."""
+    checkpoint = random_checkpoint()
+    moshi = load_moshi(checkpoint, device, torch.bfloat16, quantized)
+    return make_duplex(moshi, load_mimi(checkpoint, device), Limits(slots, context, KV[kv]))
+
+
+def fill(duplex: Duplex) -> None:
+    """Put numbers such as a talk leaves into the rings: zeros would be kind to the card."""
+    memory = duplex.memory
+    for rings in [*memory.rings, *memory.ear, *memory.mouth]:
+        for part, scale in ((rings.k, rings.k_scale), (rings.v, rings.v_scale)):
+            if scale is None:
+                part.normal_()
+            else:
+                part.view(torch.uint8).random_(0, 120)
+                scale.fill_(0.01)
+
+
+def time_steps(engine: Engine, count: int, steps: int) -> dict[str, float]:
+    """Return p50, p95, p99 in ms of ``steps`` steps with ``count`` conversations whose contexts are full."""
+    context = engine.duplex.limits.context
+    slots = [engine.join(Sampling(seed=i), spoken=context) for i in range(count)]
+    chance = np.random.default_rng(1)
+    frames = [(slot, chance.normal(0, 0.1, FRAME).astype(np.float32)) for slot in slots]
+    for _ in range(3):
+        engine.step(frames)
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        engine.step(frames)
+        times.append(1000 * (time.perf_counter() - start))
+    for slot in slots:
+        engine.leave(slot)
+    return {f"p{p}": round(float(np.percentile(times, p)), 2) for p in (50, 95, 99)}
+
+
+def graph_ms(body: Callable[[], Any], repeats: int = 20) -> float:
+    """Return what ``body`` takes on the GPU, in ms, as one CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.inference_mode():
+        body()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream), torch.inference_mode():
+        body()
+    graph.replay()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    torch.cuda.synchronize()
+    events[0].record()
+    for _ in range(repeats):
+        graph.replay()
+    events[1].record()
+    torch.cuda.synchronize()
+    return round(events[0].elapsed_time(events[1]) / repeats, 3)
+
+
+def parts(duplex: Duplex, size: int) -> dict[str, float]:
+    """Return the ms of each part of a step for ``size`` conversations with full contexts."""
+    device = duplex.memory.offset.device
+    slots = torch.arange(size, device=device)
+    blocks = duplex.limits.blocks_per_ring
+    table = torch.arange(duplex.limits.slots * blocks, device=device, dtype=torch.int32).view(-1, blocks) + 1
+    duplex.memory.table[:-1] = table
+    offset = torch.full((size,), duplex.limits.context + 5, device=device)
+    pcm = torch.randn(size, FRAME, device=device) * 0.1
+    shape = duplex.moshi.shape
+    tokens = torch.randint(0, 300, (size, shape.n_q + 1), device=device)
+    hidden = torch.randn(size, shape.dim, device=device, dtype=duplex.moshi.text_emb.dtype)
+    codes = torch.randint(0, 2048, (size, shape.dep_q), device=device)
+
+    def draw(logits: torch.Tensor, stream: int) -> torch.Tensor:
+        from duplex.kernels import sample  # noqa: PLC0415
+
+        warm = torch.ones(size, device=device)
+        return sample(logits, warm, (warm * 250).long(), offset, offset, stream)
+
+    return {
+        "encode": graph_ms(lambda: duplex.encode(pcm, slots, offset)),
+        "think": graph_ms(lambda: duplex.think(tokens, slots, offset)),
+        "speak": graph_ms(lambda: duplex.speak(hidden, draw)),
+        "decode": graph_ms(lambda: duplex.decode(codes, slots, offset)),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m duplex.measure", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--slots", type=int, default=38, help="conversations to make room for")
+    parser.add_argument("--context", type=int, default=3000, help="frames of 80 ms that a conversation remembers")
+    parser.add_argument("--kv-dtype", choices=list(KV), default="bf16")
+    parser.add_argument("--q8", action="store_true", help="8-bit weights")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8, 16, 24, 32, 38])
+    parser.add_argument("--steps", type=int, default=100, help="steps per batch size")
+    parser.add_argument("--parts", type=int, nargs="*", default=[1], help="batch sizes to take apart")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    start = time.perf_counter()
+    device = torch.device("cuda")
+    duplex = build(options.slots, options.context, options.kv_dtype, options.q8, device)
+    weights = torch.cuda.memory_allocated()
+    fill(duplex)
+    print(f"built in {time.perf_counter() - start:.1f} s, {weights / 1e9:.1f} GB of tensors", flush=True)
+    engine = Engine(duplex)
+    engine.prepare()
+    ready = time.perf_counter() - start
+    free, total = torch.cuda.mem_get_info()
+    print(f"ready in {ready:.1f} s, {(total - free) / 1e9:.1f} GB used, {engine.memory_per_slot() / 1e9:.3f} GB each", flush=True)
+    rows = {}
+    for count in options.batches:
+        if count <= options.slots:
+            rows[count] = time_steps(engine, count, options.steps)
+            print(f"B={count:<4} {rows[count]}", flush=True)
+    taken = {}
+    for size in options.parts:
+        taken[size] = parts(duplex, size)
+        print(f"parts of B={size}: {taken[size]}", flush=True)
+    if options.json:
+        report = {
+            "card": torch.cuda.get_device_name(),
+            "engine": "duplex",
+            "weights": "random, q8" if options.q8 else "random, bf16",
+            "kv_dtype": options.kv_dtype,
+            "context": options.context,
+            "step_ms": rows,
+            "parts_ms": taken,
+            "gpu_memory_gb": round((total - free) / 1e9, 2),
+            "rings_gb": round(bytes_of(duplex.memory.rings) / 1e9, 2),
+            "ready_s": round(ready, 1),
+            "torch": torch.__version__,
+        }
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
