@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import uvicorn
+from fastapi import FastAPI
 
 from orchestrator import __version__, logs
 from orchestrator.app import create_app
@@ -64,11 +65,11 @@ def bound(port: int) -> socket.socket:
     return listener
 
 
-def server_of(settings: Settings) -> uvicorn.Server:
-    """Return the server of one line, ready to run."""
+def server_of(app: FastAPI) -> uvicorn.Server:
+    """Return the server of one application, ready to run."""
     return uvicorn.Server(
         uvicorn.Config(
-            create_app(settings),
+            app,
             http="h11",
             ws="websockets-sansio",
             loop="asyncio",
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     try:
-        server_of(settings).run(sockets=[listener])
+        server_of(create_app(settings)).run(sockets=[listener])
     finally:
         listener.close()
     log.info("stopped")

@@ -55,11 +55,11 @@ class Edge:
             await self._app(scope, counted, noted)
         except BodyTooLargeError:
             if not status:
+                # What still comes is read and forgotten by the server: to close on it would lose the answer.
                 too_large = problem(
                     413,
                     f"The body of a request may have {BODY_BYTES} bytes at most.",
                     code="body_too_large",
-                    headers={"Connection": "close"},
                 )
                 await too_large(scope, receive, noted)
         except Exception:

@@ -131,12 +131,12 @@ class Condition(Enum):
     READY = "ready"  # its port is open
     STARTING = "starting"  # waiting helps
     BROKEN = "broken"  # the circuit breaker is open: waiting does not help
-    ABSENT = "absent"  # it never said anything
+    ABSENT = "absent"  # it was never started, or stopped on purpose
 
 
 @dataclass(frozen=True)
 class Phase:
-    """How far an engine has come: fetching, loading, ready or failed, in its own words."""
+    """How far an engine has come: fetching, loading, ready, failed or stopped, in its own words."""
 
     name: str
     detail: str = ""
@@ -144,11 +144,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an engine failed the last time, and how often it did in a row."""
+    """Why an engine failed the last time, and how often it did in a row.
+
+    ``open`` says whether the circuit breaker is; None when the engine's unit did not say.
+    """
 
     reason: str
     detail: str = ""
     failures: int = 1
+    open: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -187,11 +191,12 @@ class Engine:
         if self.listening:
             return Condition.READY
         failure, phase = self.files.failure, self.files.phase
-        if phase is not None and phase.name == "failed":
-            return Condition.BROKEN
-        if failure is not None and failure.failures >= self.max_failures:
-            return Condition.BROKEN
-        return Condition.ABSENT if phase is None and failure is None else Condition.STARTING
+        if phase is not None and phase.name in ("failed", "stopped"):
+            return Condition.BROKEN if phase.name == "failed" else Condition.ABSENT
+        if failure is not None:
+            opened = failure.failures >= self.max_failures if failure.open is None else failure.open
+            return Condition.BROKEN if opened else Condition.STARTING
+        return Condition.ABSENT if phase is None else Condition.STARTING
 
 
 # What mends a failure whose unit left no sentence of its own.
@@ -210,29 +215,27 @@ def sentence_of(engine: Engine) -> str:
     phase, failure = engine.files.phase, engine.files.failure
     if engine.condition is Condition.READY:
         return f"{engine.name} is ready"
+    if engine.condition is Condition.ABSENT and phase is not None:
+        return f"{engine.name} was stopped. Mend: systemctl start {engine.name}, or run site.yml again"
     if engine.condition is Condition.ABSENT:
         trouble = f" ({engine.files.trouble})" if engine.files.trouble else ""
         return (
             f"{engine.name} does not run: nothing listens on port {engine.port}, it left no word{trouble}. "
             f"Mend: run site.yml again, or look at journalctl -u {engine.name}"
         )
-    why = ""
     if failure is not None:
-        words = failure.reason.replace("_", " ")
         mend = MENDS.get(failure.reason, "look at journalctl -u {unit}").format(unit=engine.name)
-        why = f"{words}. {failure.detail.rstrip('. ') if failure.detail else f'Mend: {mend}'}"
-    if engine.condition is Condition.BROKEN:
-        times = f" after {failure.failures} failures" if failure is not None else ""
-        last = (
-            f", the last time for {why}"
-            if why
-            else f". {phase.detail.rstrip('. ')}"
-            if phase and phase.detail
-            else ""
+        detail = failure.detail.rstrip(". ") or f"Mend: {mend}"
+        why = f"{failure.reason.replace('_', ' ')}. {detail}"
+        if engine.condition is Condition.STARTING:
+            return f"{engine.name} is started again after failure {failure.failures}, {why}"
+        return (
+            f"{engine.name} stays stopped after {failure.failures} failures, the last time for {why}. "
+            "Once that is mended, run site.yml again"
         )
-        return f"{engine.name} stays stopped{times}{last}. Once that is mended, run site.yml again"
-    if failure is not None:
-        return f"{engine.name} starts again after failure {failure.failures} of {engine.max_failures}: {why}"
+    if engine.condition is Condition.BROKEN:
+        detail = f": {phase.detail.rstrip('. ')}" if phase and phase.detail else ""
+        return f"{engine.name} stays stopped{detail}. Once that is mended, run site.yml again"
     if phase is None or phase.name == "ready":
         return f"{engine.name} has gone away and is being started again"
     doing = {"fetching": "fetches its weights", "loading": "loads its weights"}.get(phase.name, "starts")
@@ -266,11 +269,12 @@ def read_files(folder: Path) -> EngineFiles:
         if (found := object_in(folder / "phase.json")) is not None:
             phase = Phase(line_in(found, "phase"), line_in(found, "detail"))
         if (found := object_in(folder / "failure.json")) is not None:
-            times = found.get("failures")
+            times, opened = found.get("failures"), found.get("open")
             failure = Failure(
                 line_in(found, "reason") or "other",
                 line_in(found, "detail"),
                 times if isinstance(times, int) and times > 0 else 1,
+                opened if isinstance(opened, bool) else None,
             )
     except (OSError, ValueError, RecursionError) as error:
         trouble = f"its notes in {folder} cannot be read: {error}"

@@ -39,10 +39,10 @@ class JsonLines(logging.Formatter):
 
 
 def install(level: str, stream: TextIO | None = None) -> None:
-    """Send everything that is logged through one handler, to standard error unless told otherwise."""
+    """Send what is logged through one handler, to standard error unless told otherwise."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    # uvicorn's own lines about WebSockets carry the whole query.
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.access").disabled = True
+    # Libraries get a word in only when something is wrong: they do not know what is secret here. (uvicorn's
+    # lines about WebSockets, for one, carry the whole query.)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("orchestrator").setLevel(level.upper())
