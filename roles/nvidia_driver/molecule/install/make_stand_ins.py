@@ -115,6 +115,20 @@ echo "NVRM version: $name  $version  Release Build" > {MACHINE}/proc/driver/nvid
 """
     write(Path("/usr/local/sbin/modprobe"), modprobe, 0o755)
 
+    boot = f"""#!/bin/sh
+# Stands in for what a kernel does at boot with the files that the role wrote.
+rm -rf {MACHINE}/proc/driver
+grep -qs '^blacklist nouveau' /etc/modprobe.d/*.conf && rm -rf {MACHINE}/sys/module/nouveau
+[ -d /srv/modules ] || exit 0
+for module in $(grep -hv '^#' /etc/modules-load.d/hotline-nvidia.conf); do
+    /usr/local/sbin/modprobe $module
+done
+"""
+    write(Path("/srv/boot"), boot, 0o755)
+    unit = "[Service]\nType=oneshot\nExecStart=/srv/boot\n[Install]\nWantedBy=sysinit.target\n"
+    write(Path("/etc/systemd/system/stand-in-kernel.service"), unit)
+    subprocess.run(["systemctl", "enable", "stand-in-kernel.service"], check=True)
+
 
 if __name__ == "__main__":
     main()
