@@ -151,11 +151,10 @@ def address(url: str) -> str:
     `https://host:8998` and `host:8998` become `wss://host:8998/api/chat`, http becomes ws; a path and a query
     (a ticket) are kept. Raises AddressError.
     """
-    parts = urlsplit(url if "://" in url else f"https://{url}")
     schemes = {"https": "wss", "wss": "wss", "http": "ws", "ws": "ws"}
     try:
-        usable = parts.scheme in schemes and bool(parts.hostname)
-        _ = parts.port
+        parts = urlsplit(url if "://" in url else f"https://{url}")
+        usable = parts.scheme in schemes and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         usable = False
     if not usable:
@@ -164,10 +163,10 @@ def address(url: str) -> str:
     return urlunsplit((schemes[parts.scheme], parts.netloc, path, parts.query, ""))
 
 
-def _without_query(url: str) -> str:
-    """The URL as it may be printed: a query holds a ticket."""
+def _printable_url(url: str) -> str:
+    """The URL as it may be printed: a query holds a ticket, and a user may come with a password."""
     parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 async def metronome(
@@ -211,7 +210,7 @@ async def call(
     parts = urlsplit(target)
     secure = parts.scheme == "wss"
     context = tls(ca, insecure) if secure else None
-    recording = Recording(_without_query(target), datetime.now(timezone.utc), speech=speech.name)
+    recording = Recording(_printable_url(target), datetime.now(timezone.utc), speech=speech.name)
     conversation = _Conversation(recording, speech, patience or Patience(), context, start_at)
     own_origin = f"{'https' if secure else 'http'}://{parts.netloc.rpartition('@')[2]}"
     try:

@@ -367,25 +367,30 @@ def table(report: Report) -> str:
         lines.append(row("voice", report.judgement.verdict))
     lines += [row("remark", remark) for remark in report.remarks]
     if report.outcome != "ok":
-        lines.append(row(report.outcome, report.reason))
+        lines.append(row(report.outcome, printable(report.reason)))
     lines += [row("missed", sentence) for sentence in report.missed]
     if report.outcome == "ok" and not report.missed:
         lines.append(row("ok", "the line answers"))
     return "\n".join(lines)
 
 
+def printable(words: str) -> str:
+    """What the other side sent, for a terminal: its control characters are shown, never obeyed."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
+
+
 def shorten(words: str, length: int = 70) -> str:
-    """Cut text for one line of a terminal; control characters are shown, never sent to it."""
-    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
+    """Make text fit into one line of a terminal."""
+    shown = printable(words)
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
 def verdict(report: Report) -> tuple[int, str]:
     """Exit status and the sentence that goes with it; see caller.cli."""
     if report.outcome in ("busy", "refused"):
-        return (4 if report.outcome == "busy" else 5), report.reason
+        return (4 if report.outcome == "busy" else 5), printable(report.reason)
     if report.outcome != "ok":
-        return 3, report.reason
+        return 3, printable(report.reason)
     if report.missed:
         return 1, "the line answers but misses its limits: " + "; ".join(report.missed)
     return 0, "the line answers"

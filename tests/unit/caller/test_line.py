@@ -384,7 +384,9 @@ def test_what_people_type_becomes_the_lines_address(typed: str, url: str) -> Non
     assert address(typed) == url
 
 
-@pytest.mark.parametrize("typed", ["", "ftp://host", "https://", "https://host:port", "https://host:99999"])
+@pytest.mark.parametrize(
+    "typed", ["", "ftp://host", "https://", "https://h:port", "https://h:99999", "http://[::1"]
+)
 def test_what_is_no_address_is_refused(typed: str) -> None:
     with pytest.raises(AddressError, match="not the address of a line"):
         address(typed)

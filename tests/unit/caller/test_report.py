@@ -159,6 +159,12 @@ def test_the_table_shows_every_figure_and_no_control_character() -> None:
     assert "\x1b" not in shown
 
 
+def test_what_a_line_says_cannot_steer_a_terminal() -> None:
+    rude = Recording("ws://line/api/chat", datetime.now(timezone.utc), "refused", "the line said: \x1b[2Jno")
+    report = evaluate(rude)
+    assert "\x1b" not in table(report) + verdict(report)[1]
+
+
 def test_the_table_of_a_line_that_is_not_there() -> None:
     nothing = Recording("ws://line/api/chat", datetime.now(timezone.utc), "unreachable", "nothing listens")
     report: Report = evaluate(nothing)
