@@ -2,3 +2,6 @@
 
 ``python -m duplex`` serves, ``python -m duplex.bench`` measures. docs/duplex.md explains.
 """
+
+VERSION = "1"
+"""Of the engine: raised when what a card can do may have changed."""

@@ -88,6 +88,7 @@ class Engine:
 
         self._slots_host, self._slots = pair((most,), torch.int64)
         self._pcm_host, self._pcm = pair((most, FRAME), torch.float32)
+        self._pcm_rows = self._pcm_host.numpy()
         self._tokens_host, self._tokens = pair((most, width), torch.int64)
         self._sound_host, self._sound = pair((most, FRAME), torch.float32)
         self._table_host = torch.zeros(memory.table.shape, dtype=torch.int32, pin_memory=self.on_gpu)
@@ -190,7 +191,7 @@ class Engine:
         for row, (slot, pcm) in enumerate(frames):
             self._make_room(slot)
             self._slots_host[row] = slot
-            self._pcm_host[row] = torch.from_numpy(pcm)
+            self._pcm_rows[row] = pcm
         self._slots_host[len(frames) : size] = self.slots
         with torch.cuda.stream(self._stream), torch.inference_mode():
             if self._table_changed:

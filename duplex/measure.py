@@ -7,7 +7,10 @@ memory, then the parts of a step by CUDA events. What callers see is measured by
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from duplex.engine import Engine, Sampling
+from duplex import VERSION
+from duplex.engine import LADDER, Engine, Sampling
 from duplex.kernels import bytes_of
-from duplex.model import FRAME, Duplex, Limits, make_duplex
+from duplex.model import FRAME, Duplex, Limits, Mimi, Moshi, UnsupportedModel, make_duplex
 from duplex.weights import load_mimi, load_moshi, random_checkpoint
 
 KV = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
@@ -59,6 +63,68 @@ def time_steps(engine: Engine, count: int, steps: int) -> dict[str, float]:
     for slot in slots:
         engine.leave(slot)
     return {f"p{p}": round(float(np.percentile(times, p)), 2) for p in (50, 95, 99)}
+
+
+RESERVE_GB = 2.5
+"""For graphs, cuDNN, cuBLAS and what PyTorch keeps in hand."""
+P99_MS = 60.0
+"""What a step may take with every conversation in it."""
+
+
+def remembered(path: Path, key: str) -> int | None:
+    """Return how many conversations were found possible before, in these circumstances."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")).get(key)
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, int) else None
+
+
+def most_slots(
+    moshi: Moshi, mimi: Mimi, context: int, kv_dtype: torch.dtype, memory_gb: float | None, say: Callable[[str], None]
+) -> int:
+    """Return how many conversations this card holds in time: what memory allows, then lowered until p99 fits.
+
+    The answer is kept for this card, driver, version and settings, so that the next start need not measure.
+    """
+    free, total = torch.cuda.mem_get_info()
+    driver = torch.cuda.driver_version() if hasattr(torch.cuda, "driver_version") else ""
+    weights = "q8" if moshi.layers[0].into.scale is not None else str(moshi.text_emb.dtype)
+    parts = (torch.cuda.get_device_name(), driver, torch.__version__, VERSION, weights, context, kv_dtype, memory_gb)
+    key = " ".join(map(str, parts))
+    home = os.environ.get("CACHE_DIRECTORY") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    path = Path(home.split(":")[0]) / "hotline-duplex-slots.json"
+    if known := remembered(path, key):
+        say(f"{known} conversations, as measured before on this card ({path})")
+        return known
+    usable = min(free, (memory_gb or math.inf) * 1e9 - torch.cuda.memory_allocated()) - RESERVE_GB * 1e9
+    probe = Engine(make_duplex(moshi, mimi, Limits(1, context, kv_dtype)))
+    each = probe.memory_per_slot()
+    del probe
+    slots = min(int(usable // each) - 1, LADDER[-1])
+    if slots < 1:
+        needed = (each * 2 + RESERVE_GB * 1e9 - usable) / 1e9
+        raise UnsupportedModel(f"{needed:.1f} GB more of GPU memory are needed: use q8 weights, --kv-dtype fp8 or a smaller --context")
+    engine = Engine(make_duplex(moshi, mimi, Limits(slots, context, kv_dtype)))
+    fill(engine.duplex)
+    engine.prepare()
+    say(f"memory allows {slots} conversations of {each / 1e9:.2f} GB; steps at full context:")
+    while True:
+        spread = time_steps(engine, slots, 60)
+        say(f"{slots:4} conversations: p50 {spread['p50']} ms, p99 {spread['p99']} ms")
+        if spread["p99"] < P99_MS or slots == 1:
+            break
+        slots = max(1, min(slots - 1, int(slots * P99_MS / spread["p99"])))
+    del engine
+    gc.collect()
+    torch.cuda.empty_cache()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.write_text(json.dumps({**old, key: slots}, indent=1) + "\n", encoding="utf-8")
+    except (OSError, ValueError) as error:
+        say(f"this is measured again at the next start, since it could not be kept: {error}")
+    return slots
 
 
 def graph_ms(body: Callable[[], Any], repeats: int = 20) -> float:
