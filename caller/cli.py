@@ -15,6 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from caller.errors import CallerError
+from caller.judge import judge, model
 from caller.line import Patience, call
 from caller.report import Limits, Report, evaluate, table, verdict
 from caller.speech import Speech, decode, prepare, save
@@ -83,6 +84,12 @@ def parser() -> argparse.ArgumentParser:
 
 async def run(options: argparse.Namespace, speech: Speech) -> Report:
     """Make the call that the arguments ask for; write the recording; judge."""
+    random = True if options.random_weights else None
+    if options.judge and not random:
+        model()
+    for path in (options.record, options.json and Path(options.json)):
+        if path and not path.parent.is_dir():
+            raise CallerError(f"{path}: there is no folder {path.parent} to write it to; make it first")
     patience = Patience(connect_s=options.connect_s, engine_s=options.engine_s, stall_s=options.stall_s)
     recording = await call(
         options.url,
@@ -98,9 +105,6 @@ async def run(options: argparse.Namespace, speech: Speech) -> Report:
         if options.record:
             save(options.record, pcm)
         if options.judge:
-            from caller.judge import judge  # noqa: PLC0415 - its packages are needed by nobody else
-
-            random = True if options.random_weights else None
             report.judgement = judge(pcm, [piece for _, piece in recording.text], random)
     limits = Limits(**{item.name: getattr(options, f"limit_{item.name}") for item in fields(Limits)})
     report.missed = limits.missed(report) if report.outcome == "ok" else []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -27,22 +28,32 @@ BYTES_OF_NOISE = 0.2
 """A larger share of byte-fallback pieces than this is no language."""
 
 
+def model() -> Path:
+    """Find the transcriber's model. Raises JudgeError when a package that judging needs is missing.
+
+    Called before a call, it spares one that could not be judged.
+    """
+    for package in ("moonshine_voice", "jiwer"):
+        try:
+            import_module(package)
+        except ImportError as error:
+            name = package.replace("_", "-")
+            raise JudgeError(f"--judge needs the package {name}: pip install -r requirements.txt") from error
+    folder = Path(str(import_module("moonshine_voice").__file__)).parent / "assets" / "tiny-en"
+    if not folder.is_dir():
+        raise JudgeError("this moonshine-voice has no model inside: pip install moonshine-voice==0.0.73")
+    return folder
+
+
 def transcribe(pcm: Pcm) -> str:
     """Write down what is said in 24 kHz mono audio. Raises JudgeError when moonshine-voice is missing."""
-    try:
-        import moonshine_voice  # noqa: PLC0415 - 100 MB that only a judge needs
-        from moonshine_voice import ModelArch, Transcriber  # noqa: PLC0415
-    except ImportError as error:
-        raise JudgeError(
-            "--judge needs the package moonshine-voice: pip install moonshine-voice==0.0.73"
-        ) from error
-    model = Path(moonshine_voice.__file__).parent / "assets" / "tiny-en"
-    if not model.is_dir():
-        raise JudgeError("this moonshine-voice has no model inside: pip install moonshine-voice==0.0.73")
+    folder = model()
+    from moonshine_voice import ModelArch, Transcriber  # noqa: PLC0415 - 100 MB that only a judge needs
+
     if not len(pcm):
         return ""
     samples = resample(np.asarray(pcm, dtype=np.float32), RATE, RATE_HEARD)
-    with Transcriber(model_path=model, model_arch=ModelArch.TINY) as transcriber:
+    with Transcriber(model_path=folder, model_arch=ModelArch.TINY) as transcriber:
         lines = transcriber.transcribe_without_streaming(samples.tolist(), RATE_HEARD).lines
     return " ".join(line.text.strip() for line in lines if line.text.strip())
 
@@ -72,10 +83,6 @@ def judge(pcm: Pcm, pieces: Sequence[bytes], random_weights: bool | None = None)
             False,
             "not judged: the weights are random, so there is no voice",
         )
-    try:
-        import jiwer  # noqa: PLC0415
-    except ImportError as error:
-        raise JudgeError("--judge needs the package jiwer: pip install jiwer") from error
     heard = transcribe(pcm)
     reference, hypothesis = words(said), words(heard)
     if len(reference) < ENOUGH_WORDS:
@@ -87,7 +94,9 @@ def judge(pcm: Pcm, pieces: Sequence[bytes], random_weights: bool | None = None)
             False,
             f"not judged: Moshi said {len(reference)} words, {ENOUGH_WORDS} are needed; make the call longer",
         )
-    rate = round(float(jiwer.wer(" ".join(reference), " ".join(hypothesis))), 3) if hypothesis else 1.0
+    from jiwer import wer  # noqa: PLC0415
+
+    rate = round(float(wer(" ".join(reference), " ".join(hypothesis))), 3) if hypothesis else 1.0
     verdict = f"word error rate {rate:.0%} over {len(reference)} words"
     if not hypothesis:
         verdict += ": not a word was understood; it is noise, or the weights are random"

@@ -98,8 +98,17 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str], arguments: list[str
 
 
 async def test_a_report_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert await caller(Behaviour(), "--json", str(tmp_path / "no" / "folder.json")) == 2
-    assert "No such file or directory" in capsys.readouterr().err
+    for option in ("--json", "--record"):
+        assert await caller(Behaviour(), option, str(tmp_path / "no" / "folder")) == 2
+        assert "make it first" in capsys.readouterr().err
+
+
+def test_a_judge_without_his_packages_says_so_before_the_call(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    assert main(["ws://127.0.0.1:9", "--judge"]) == 2
+    assert "needs the package jiwer: pip install" in capsys.readouterr().err
 
 
 def test_every_limit_has_an_option_with_words() -> None:
