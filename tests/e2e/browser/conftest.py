@@ -1,17 +1,14 @@
 """What the browser's tests need: the built page, a browser with speech for a microphone, and a line.
 
-HOTLINE_TEST_URL names a real line (`site.yml` printed it); without it, the stand-in is the line. What only a
-stand-in can do (refuse on request, look at what arrived) is skipped on a real one. HOTLINE_TEST_KILL is the
-command that kills the real line's engine.
+In this folder the line is the stand-in. The same calls are made on a real line by tests/e2e/test_browser.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,10 +21,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 @pytest.fixture(scope="session")
 def page_folder() -> Path:
-    """The built page: HOTLINE_TEST_PAGE, or what the role voice_client ships, built as it does it."""
-    given = os.environ.get("HOTLINE_TEST_PAGE")
-    if given:
-        return Path(given)
+    """The page that the role voice_client ships, built as it does it."""
     builder = REPOSITORY / "roles/voice_client/files/build_page.py"
     built = subprocess.run(
         [sys.executable, builder, "--sources", REPOSITORY / "client", "--builds", REPOSITORY / ".cache/page"],
@@ -39,19 +33,20 @@ def page_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Speech, as Chromium's fake microphone plays it."""
     return driver.speech(tmp_path_factory.mktemp("microphone") / "speech.wav")
 
 
 @pytest.fixture(scope="module")
 def playwright() -> Iterator[Playwright]:
-    # Not wider than a module: Playwright keeps an event loop running in this thread, and pytest-asyncio
-    # wants one of its own.
+    """Not wider than a module: it keeps an event loop running in this thread, as pytest-asyncio does."""
     with sync_playwright() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def browser(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
+    """Chromium, with a microphone that is allowed."""
     browser = driver.launch(playwright, microphone)
     yield browser
     browser.close()
@@ -59,18 +54,23 @@ def browser(playwright: Playwright, microphone: Path) -> Iterator[Browser]:
 
 @pytest.fixture
 def line(page_folder: Path) -> Iterator[standin.Line]:
-    """The stand-in, for what a real line does not do on request."""
-    if os.environ.get("HOTLINE_TEST_URL"):
-        pytest.skip("a real line is under test: this needs the stand-in")
+    """The stand-in."""
     with standin.running(page_folder) as running:
         yield running
 
 
 @pytest.fixture
-def line_url(request: pytest.FixtureRequest) -> str:
-    """The line under test, real or not."""
-    given = os.environ.get("HOTLINE_TEST_URL")
-    if given:
-        return given
-    line: standin.Line = request.getfixturevalue("line")
+def line_url(line: standin.Line) -> str:
+    """Where the page is opened."""
     return line.url
+
+
+@pytest.fixture
+def kill_engine(line: standin.Line) -> Callable[[], None]:
+    """Kills the engine as `kill -9` does. It stays away for a moment, as one that loads weights."""
+
+    def kill() -> None:
+        line.refuse_for(2.0, "starting", "The voice engine is loading its weights.")
+        line.kill()
+
+    return kill

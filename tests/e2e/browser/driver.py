@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +48,13 @@ def speech(path: Path, text: str = SPEECH) -> Path:
     return path
 
 
-def launch(playwright: Playwright, microphone: Path | None, *, allow: bool = True) -> Browser:
-    """Start a browser. `microphone`: what it plays, over and over; None: there is no device at all."""
+def launch(
+    playwright: Playwright, microphone: Path | None, *, allow: bool = True, more: Sequence[str] = ()
+) -> Browser:
+    """Start a browser. `microphone`: what it plays, over and over; None: there is no device at all.
+
+    Without `allow` it gives the microphone to nobody. `more`: further arguments.
+    """
     arguments = [
         "--no-sandbox",
         "--autoplay-policy=no-user-gesture-required",
@@ -58,6 +63,7 @@ def launch(playwright: Playwright, microphone: Path | None, *, allow: bool = Tru
         # No way out: whatever the browser itself likes to fetch is not part of the page.
         "--disable-background-networking",
         "--disable-component-update",
+        *more,
     ]
     if microphone is not None:
         arguments += ["--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={microphone}"]

@@ -11,6 +11,7 @@ import asyncio
 import json
 import mimetypes
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ CONTENT_SECURITY_POLICY = (
     "img-src 'self'; connect-src 'self'; manifest-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""At least as strict as the line's own: what runs under this runs under that. Checked in test_policy.py."""
+"""At least as strict as the line's own: what runs under this runs under that (test_trouble.py checks it)."""
 
 HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
@@ -91,6 +92,7 @@ class Line:
     handshake: bool = True
     hang: bool = False
     """Read on and say nothing: an engine that died inside."""
+    stalled_until: float = 0.0
     authority: str | None = None
     version: str | None = "0.0+standin"
     health: int = 200
@@ -103,6 +105,16 @@ class Line:
     def heard(self) -> Heard:
         """The latest conversation."""
         return self.conversations[-1]
+
+    def refuse_for(self, seconds: float, code: str, message: str) -> None:
+        """Refuse every caller for a while, as a line whose engine is on its way up."""
+        assert self._loop is not None
+        self.refusal = (code, message, 1013)
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, setattr, self, "refusal", None)
+
+    def stall(self, seconds: float) -> None:
+        """Hold back everything for a while, then send it at once: what a lost packet does to TCP."""
+        self.stalled_until = time.monotonic() + seconds
 
     def kill(self) -> None:
         """Cut every conversation as a killed engine does: no close frame."""
@@ -154,6 +166,7 @@ class Line:
                 frames += 1
                 if frames == 1 or self.hang:
                     continue
+                await asyncio.sleep(max(0.0, self.stalled_until - time.monotonic()))
                 pages = writer.append_pcm(frame)
                 if pages:
                     await socket.send_bytes(bytes([AUDIO]) + pages)

@@ -1,0 +1,63 @@
+"""A browser calls the real line: nginx's page, TLS, the real engine; and browser/test_call.py once more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Browser
+
+from tests.e2e.browser.conftest import browser, microphone, playwright  # noqa: F401 - fixtures of these tests
+from tests.e2e.browser.driver import calling
+from tests.e2e.browser.test_call import *  # noqa: F403 - the same tests, on the real line
+from tests.e2e.browser.test_trouble import refusing
+
+from .conftest import Line
+
+
+@pytest.fixture(autouse=True)
+def answers(line: Line) -> None:
+    """Every call meets a line that answers."""
+    line.await_health("ok")
+
+
+@pytest.fixture
+def kill_engine(line: Line) -> Callable[[], None]:
+    """kill -9, on the host."""
+
+    def kill() -> None:
+        line.run("systemctl kill --signal=KILL moshi@0")
+
+    return kill
+
+
+def test_a_second_caller_is_told_that_the_line_is_busy(browser: Browser, line_url: str) -> None:  # noqa: F811
+    with calling(browser, line_url) as first, calling(browser, line_url) as second:
+        first.talk()
+        second.press("Call Moshi")
+        second.until_state("failed", 5)
+        second.see("The line is busy")
+        first.hear(10)
+        first.press("Hang up")
+        first.until_state("ended")
+        second.press("Try again")
+        second.until_state("talking")
+        second.hear(10)
+        second.watch.assert_clean()
+
+
+def test_a_microphone_blocked_by_a_script_is_told(browser: Browser, line_url: str) -> None:  # noqa: F811
+    with calling(browser, line_url, script=refusing("NotAllowedError")) as caller:
+        caller.press("Call Moshi")
+        caller.until_state("failed")
+        caller.see("The microphone is not allowed")
+        caller.watch.assert_clean()
+
+
+def test_the_lines_own_authority_is_offered(browser: Browser, line_url: str) -> None:  # noqa: F811
+    with calling(browser, line_url) as caller:
+        caller.see("Does your phone or browser distrust this page?")
+        caller.page.get_by_text("Does your phone or browser distrust this page?").click()
+        with caller.page.expect_download() as download:
+            caller.page.get_by_role("link", name="Download the certificate authority").click()
+        assert download.value.url == f"{line_url}/hotline-ca.pem"
