@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,3 +151,40 @@ def load_mimi(checkpoint: Checkpoint, device: torch.device, seed: int = 0) -> Mi
             module = module.to(device)
     with torch.no_grad():
         return mimi_from(module)
+
+
+def write_random(directory: Path, device: torch.device, seed: int = 0) -> list[str]:
+    """Write random weights of the 7B shape as kyutai's files are, 15.8 GB; return the flags that name them.
+
+    moshi.server and duplex both take these flags. What is there already is kept.
+    """
+    import sentencepiece  # noqa: PLC0415 - nobody else trains a tokenizer
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    directory.mkdir(parents=True, exist_ok=True)
+    files = {name: directory / name for name in ("config.json", "model.safetensors", "mimi.safetensors", "tokenizer.model")}
+    if not files["config.json"].exists():
+        config = dict(loaders._lm_kwargs)
+        save_file(random_state(shape_of(config), device, torch.bfloat16, False, seed), files["model.safetensors"])
+        torch.manual_seed(seed)
+        mimi = loaders.get_mimi(None, None, "cpu", 8)
+        state = {name: value.detach().clone() for name, value in mimi.state_dict().items()}
+        for name, value in state.items():
+            if name.endswith("embedding_sum"):
+                value.normal_()
+            elif name.endswith("_initialized"):
+                value.fill_(1)
+        save_file(state, files["mimi.safetensors"])
+        chance = random.Random(seed)  # noqa: S311 - words to train on, no secrets
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        lines = (" ".join("".join(chance.choices(letters, k=chance.randint(2, 7))) for _ in range(20)) for _ in range(6000))
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_writer=model, vocab_size=config["text_card"], model_type="bpe", byte_fallback=True,
+            unk_id=0, bos_id=1, eos_id=2, pad_id=3, minloglevel=2,
+        )  # fmt: skip
+        files["tokenizer.model"].write_bytes(model.getvalue())
+        # Last, so that its presence says that the others are whole.
+        files["config.json"].write_text(json.dumps(config), encoding="utf-8")
+    flags = ("--config-path", "--moshi-weight", "--mimi-weight", "--tokenizer")
+    return [part for flag, path in zip(flags, files.values(), strict=True) for part in (flag, str(path))]

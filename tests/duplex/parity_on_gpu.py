@@ -1,0 +1,82 @@
+"""On a GPU in bf16 with the real 7B shape: where duplex and upstream part, and where upstream parts from itself.
+
+Random weights leave candidates so close that rounding decides between them, so greedy tokens part soon; the measure
+is upstream's own batch of two, which rounds otherwise than its batch of one. `python tests/duplex/parity_on_gpu.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("NO_TORCH_COMPILE", "1")
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import torch
+from duplex.engine import Engine, Sampling
+from duplex.model import FRAME, Limits, make_duplex, mimi_from, moshi_from, shape_of
+from duplex.weights import random_state
+from moshi.models import LMGen, loaders
+
+FRAMES = 40
+Talk = list[tuple[list[int], Any]]
+
+
+def upstream(mimi: Any, lm: Any, pcm: Any, batch: int) -> Talk:
+    """Return tokens and sound of moshi.server's loop, the first of ``batch`` equal conversations."""
+    generator = LMGen(lm, use_sampling=False)
+    said: Talk = []
+    with torch.no_grad(), mimi.streaming(batch), generator.streaming(batch):
+        for i, frame in enumerate(pcm):
+            codes = mimi.encode(frame.expand(batch, 1, -1))
+            if i == 0:
+                mimi.reset_streaming()
+            tokens = generator.step(codes)
+            if tokens is not None:
+                said.append((tokens[0, :, 0].tolist(), mimi.decode(tokens[:, 1:])[0, 0].cpu()))
+    return said
+
+
+def ours(mimi: Any, moshi: Any, pcm: Any) -> Talk:
+    """Return the same of duplex."""
+    engine = Engine(make_duplex(moshi, mimi_from(mimi), Limits(1, 3000, torch.bfloat16)))
+    engine.prepare()
+    slot = engine.join(Sampling(temperature=0, text_temperature=0))
+    answers = [engine.step([(slot, frame.cpu().numpy())])[0] for frame in pcm]
+    return [(answer.tokens, torch.from_numpy(answer.pcm)) for answer in answers if answer.tokens]
+
+
+def compare(name: str, one: Talk, other: Talk) -> None:
+    """Print where two talks part and how far their sound differs until there."""
+    parted = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a[0] != b[0]), None)
+    same = sum(x == y for a, b in zip(one, other, strict=True) for x, y in zip(a[0], b[0], strict=True))
+    until = len(one) if parted is None else parted
+    apart = max((float((a[1] - b[1]).abs().max()) for a, b in zip(one[:until], other[:until], strict=True)), default=0.0)
+    first = "never" if parted is None else f"at frame {parted}, codebook {[x == y for x, y in zip(one[parted][0], other[parted][0], strict=True)].index(False)}"
+    print(f"{name}: part {first}; {same} of {9 * len(one)} tokens equal; sound until then differs by {apart:.1e}", flush=True)
+
+
+def main() -> None:
+    """Compare and print."""
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    mimi = loaders.get_mimi(None, None, "cpu", 8)
+    for name, buffer in mimi.named_buffers():
+        if name.endswith("embedding_sum"):
+            buffer.normal_()
+    mimi = mimi.to(device)
+    config = dict(loaders._lm_kwargs)
+    state = random_state(shape_of(config), device, torch.bfloat16, False, 0)
+    with torch.device("meta"):
+        lm = loaders.get_moshi_lm(None, config, "meta", torch.bfloat16)
+    lm.load_state_dict(dict(state), assign=True)
+    lm.eval()
+    pcm = torch.randn(FRAMES, FRAME, device=device) * 0.1
+    alone, pair = upstream(mimi, lm, pcm, 1), upstream(mimi, lm, pcm, 2)
+    compare("upstream alone and upstream in a batch of 2", alone, pair)
+    compare("upstream alone and duplex", alone, ours(mimi, moshi_from(state, shape_of(config), torch.bfloat16), pcm))
+
+
+if __name__ == "__main__":
+    main()
