@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 async def caller(behaviour: Behaviour, *arguments: str) -> int:
     """Run the command against an engine of this process."""
     async with running(behaviour) as (url, _):
-        return await asyncio.to_thread(main, [url, "--seconds", "1", "--engine-s", "0.5", *arguments])
+        return await asyncio.to_thread(main, [url, "--seconds", "1", "--engine-s", "2", *arguments])
 
 
 async def test_a_line_that_answers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +34,7 @@ async def test_a_line_that_answers(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (Behaviour(refuse=("line_full", "The line is busy."), close_code=1013), 4, "The line is busy"),
         (Behaviour(refuse=("not_allowed", "No link."), close_code=1008), 5, "No link"),
-        (Behaviour(handshake=False), 3, "said nothing for 0.5 s"),
+        (Behaviour(handshake=False), 3, "said nothing for 2 s"),
     ],
 )
 async def test_a_line_that_does_not(

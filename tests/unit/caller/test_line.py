@@ -20,7 +20,8 @@ from caller.errors import AddressError
 from caller.line import address, metronome
 from caller.measure import FRAME_S
 
-IMPATIENT = Patience(connect_s=5, engine_s=0.5, stall_s=0.6, quiet_s=0.4, drain_s=3)
+# Long enough for a machine that does ten other things.
+IMPATIENT = Patience(connect_s=10, engine_s=1.5, stall_s=1.5, quiet_s=0.8, drain_s=5)
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +183,14 @@ async def test_moshis_words_are_put_together(speech: Speech) -> None:
 
 
 async def test_the_handshake_is_told_apart(speech: Speech) -> None:
-    report, _, _ = await held(Behaviour(handshake_delay_s=0.2), speech)
+    report, _, _ = await held(Behaviour(handshake_delay_s=0.5), speech)
     hands = report.handshake
-    assert hands.engine_ms is not None and hands.engine_ms >= 199
-    assert hands.total_ms is not None and hands.total_ms >= hands.engine_ms
-    assert hands.tcp_ms is not None and hands.upgrade_ms is not None
+    assert None not in (hands.tcp_ms, hands.upgrade_ms, hands.engine_ms, hands.total_ms)
     assert hands.tls_ms is None and report.tls is None
+    # The engine waits before this side knows of the upgrade: on a busy machine a part of it counts there.
+    assert (hands.upgrade_ms or 0) + (hands.engine_ms or 0) >= 500
+    assert (hands.engine_ms or 0) > (hands.upgrade_ms or 0)
+    assert (hands.total_ms or 0) >= (hands.upgrade_ms or 0) + (hands.engine_ms or 0)
 
 
 async def test_many_callers_share_one_speech(speech: Speech) -> None:
@@ -238,7 +241,7 @@ async def test_a_second_caller_of_an_engine_for_one_is_not_answered(speech: Spee
     async with running(Behaviour(conversations=1)) as (url, _):
         first = asyncio.create_task(call(url, speech, patience=IMPATIENT))
         await asyncio.sleep(0.2)
-        second = await call(url, speech, patience=IMPATIENT)
+        second = await call(url, speech, patience=Patience(engine_s=0.5))
         assert (second.outcome, (await first).outcome) == ("silent", "ok")
         third = await call(url, speech, patience=IMPATIENT)
         assert third.outcome == "ok", "the second one's wait is over, the line is free again"
