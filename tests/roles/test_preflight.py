@@ -567,6 +567,18 @@ def test_a_hub_that_stumbles_is_left_to_the_download_which_repeats() -> None:
     assert faults(seen(urls=[{"url": "https://hub/x", "status": 503, "error": None}])) == []
 
 
+def test_apts_sources_must_be_reachable_before_the_first_installation() -> None:
+    down = [
+        {"url": "http://deb.debian.org/debian/dists/bookworm/InRelease", "status": None, "error": "No route"}
+    ]
+    fault, mend = only(faults(seen(apt_sources=down)))
+    assert fault.startswith(
+        "apt's source http://deb.debian.org/debian/dists/bookworm/InRelease cannot be reached"
+    )
+    assert "Acquire::http::Proxy" in mend
+    assert faults(seen(apt_sources=down, installed=True)) == []
+
+
 # Telling
 
 
@@ -585,3 +597,4 @@ def test_all_faults_are_told_together_each_with_its_mend() -> None:
         "1. moshi_voice: 'moshi'"
     )
     assert text.count("Mend: ") == 5
+    assert "Nothing was changed" not in report(found, untouched=False)

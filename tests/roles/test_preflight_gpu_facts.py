@@ -179,6 +179,12 @@ def test_a_sandbox_that_hides_proc_is_seen_through_nvidia_smi(machine: Machine) 
     assert answer["driver_injected"]
 
 
+def test_the_driver_below_wsl_is_windows_own(machine: Machine) -> None:
+    facts = machine.library(folder="usr/lib/wsl/lib").smi(H100, folder="usr/lib/wsl/lib").facts()
+    assert facts["driver_working"]
+    assert facts["driver_injected"]
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_secure_boot_is_read_from_the_firmware(machine: Machine, on: bool) -> None:
     assert machine.secure_boot(on).facts()["secure_boot"] is on

@@ -13,6 +13,7 @@ import pytest
 
 from roles.preflight.library.preflight_probe import (
     address_of,
+    apt_sources,
     look_at_path,
     look_at_ports,
     look_at_url,
@@ -115,6 +116,11 @@ def test_an_address_that_says_nothing() -> None:
 
 def test_what_is_no_address_is_told_and_does_not_break_the_probe() -> None:
     assert look_at_url("huggingface.co", "", 1)["error"] == "unknown url type: 'huggingface.co'"
+
+
+def test_apts_sources_are_those_that_apt_itself_would_ask() -> None:
+    for url in apt_sources():
+        assert url.startswith(("http://", "https://"))
 
 
 def test_memory_and_python_of_this_machine() -> None:

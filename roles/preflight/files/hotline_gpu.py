@@ -253,7 +253,9 @@ def gather(root: Path) -> Facts:
         driver_open="Open Kernel Module" in kernel if kernel else None,
         driver_working=version is not None and problem is None,
         driver_problem=problem,
-        driver_injected=version is not None and (inside is not None or is_mounted_in(library, root)),
+        # A driver whose kernel module does not show runs outside: on a sandbox's host, in Windows below WSL.
+        driver_injected=version is not None
+        and (inside is not None or kernel_version is None or is_mounted_in(library, root)),
         driver_runfile=(root / "usr/bin/nvidia-uninstall").exists(),
         pci_gpus=pci_gpus(root),
         container=inside,

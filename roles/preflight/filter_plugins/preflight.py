@@ -342,7 +342,14 @@ def ports(settings: Settings, probe: dict[str, Any], engines: list[int]) -> Iter
 
 
 def network(settings: Settings, probe: dict[str, Any], paths: dict[str, dict[str, Any]]) -> Iterator[Fault]:
-    """Whether the weights can be fetched, as long as they are not here yet."""
+    """Whether packages and weights can be fetched, as long as they are not here yet."""
+    for seen in probe.get("apt_sources") or []:
+        if seen.get("error") and not probe.get("installed"):
+            yield Fault(
+                f"apt's source {seen['url']} cannot be reached: {seen['error']}",
+                "let the machine out to it (DNS, firewall), tell apt of a proxy (Acquire::http::Proxy in "
+                "/etc/apt/apt.conf.d), or take the source out of /etc/apt/sources.list",
+            )
     if not (settings.get("moshi_weights") == "hub" and disk_needs(settings, paths).get("weights", 0) > 0):
         return
     for seen in probe.get("urls") or []:
@@ -443,11 +450,12 @@ def specs_of(roles_directory: str, roles: list[str]) -> dict[str, dict[str, Any]
     return specs
 
 
-def report(faults: list[dict[str, str]]) -> str:
-    """The faults as the operator reads them."""
+def report(faults: list[dict[str, str]], untouched: bool = True) -> str:
+    """The faults as the operator reads them; `untouched` while this run has changed nothing."""
     count = len(faults)
     why = "one reason" if count == 1 else f"{count} reasons"
-    head = f"This machine cannot become a line yet, for {why}. Nothing was changed on it."
+    head = f"This machine cannot become a line yet, for {why}."
+    head += " Nothing was changed on it." if untouched else ""
     lines = [f"{number}. {each['fault']}.\n   Mend: {each['mend']}." for number, each in enumerate(faults, 1)]
     return "\n".join([head, *lines])
 

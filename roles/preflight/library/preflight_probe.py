@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ options:
     description: The host's local facts so far; the GPU's are added to them.
     type: dict
     default: {}
+  apt:
+    description: Whether to ask apt's sources as well, one address of each host. Not done if apt has a proxy.
+    type: bool
+    default: false
   marker:
     description: A file that exists where this software was installed before.
     type: path
@@ -237,6 +242,26 @@ def look_at_url(url: str, token: str, timeout_s: float) -> dict[str, Any]:
         return {"url": url, "status": None, "error": str(error)}
 
 
+def apt_sources() -> list[str]:
+    """One address for each host that apt fetches its lists from, as apt itself would ask for it."""
+    environment = dict(os.environ, LC_ALL="C")
+    try:
+        settings, addresses = (
+            subprocess.run(
+                command, env=environment, capture_output=True, timeout=20, check=True
+            ).stdout.decode()
+            for command in (["apt-config", "dump"], ["apt-get", "update", "--print-uris"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    if re.search(r"^Acquire::https?::.*Proxy", settings, re.MULTILINE | re.IGNORECASE):
+        return []  # apt then takes another way than we would
+    first: dict[str, str] = {}
+    for url in re.findall(r"^'(https?://[^']+)'", addresses, re.MULTILINE):
+        first.setdefault(urllib.parse.urlsplit(url).netloc, url)
+    return list(first.values())
+
+
 def memory_mib() -> int | None:
     """Main memory in MiB."""
     found = re.search(r"^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
@@ -284,16 +309,17 @@ def main() -> None:
             "controller_time": {"type": "float"},
             "gpu_script": {"type": "str", "default": ""},
             "local_facts": {"type": "dict", "default": {}},
+            "apt": {"type": "bool", "default": False},
             "marker": {"type": "path"},
         },
         supports_check_mode=True,
     )
     asked = module.params
     now = time.time()
+    timeout_s = asked["url_timeout_s"]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        urls = list(
-            pool.map(lambda url: look_at_url(url, asked["url_token"], asked["url_timeout_s"]), asked["urls"])
-        )
+        urls = pool.map(lambda url: look_at_url(url, asked["url_token"], timeout_s), asked["urls"])
+        sources = pool.map(lambda url: look_at_url(url, "", timeout_s), apt_sources() if asked["apt"] else [])
     result: dict[str, Any] = {
         "changed": False,
         "effective_user": os.geteuid(),
@@ -306,7 +332,8 @@ def main() -> None:
             for purpose, path in asked["paths"].items()
         },
         "ports": look_at_ports(asked["ports"]),
-        "urls": urls,
+        "urls": list(urls),
+        "apt_sources": list(sources),
         "installed": bool(asked["marker"]) and Path(asked["marker"]).exists(),
     }
     if asked["gpu_script"]:
