@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from orchestrator.engines import (
     CLOSE_WAIT,
@@ -240,6 +241,7 @@ json_values = st.recursive(
 )
 
 
+@hypothesis_settings(max_examples=50)
 @given(
     content=st.dictionaries(
         st.sampled_from(["phase", "detail", "reason", "failures", "open", "at"]), json_values, max_size=6

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import stat
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -257,7 +259,7 @@ async def test_a_change_is_logged_once(
 # ------------------------------------------------------------------------ deep, for real
 
 
-async def neighbour(answer: bytes | None, *, port: int = 0) -> tuple[asyncio.Server, int]:
+async def neighbour(answer: bytes | None, *, tls: ssl.SSLContext | None = None) -> tuple[asyncio.Server, int]:
     """A real server that gives one answer to everything, or none."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -269,7 +271,7 @@ async def neighbour(answer: bytes | None, *, port: int = 0) -> tuple[asyncio.Ser
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     return server, server.sockets[0].getsockname()[1]
 
 
@@ -299,6 +301,43 @@ async def test_every_part_is_asked(surroundings: Surroundings) -> None:
         assert check["status"] == "ok"
     assert body["checks"]["moshi"]["detail"] == "1 of 1 engines ready, 0 in conversation"
     assert "CPU" in body["checks"]["gpu"]["detail"]
+
+
+@pytest.fixture
+def strangers_tls(tmp_path: Path) -> ssl.SSLContext:
+    """A server's TLS with a certificate that nobody trusts, for another name."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+         "-subj", "/CN=another.example", "-days", "1", "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    return tls
+
+
+async def test_nginx_is_asked_over_tls_whoever_signed_its_certificate(
+    surroundings: Surroundings, strangers_tls: ssl.SSLContext
+) -> None:
+    server, port = await neighbour(FINE, tls=strangers_tls)
+    async with server:
+        _, body = await deep(surroundings, line_port=port)
+        assert body["checks"]["nginx"] | {"ms": 0} == {
+            "status": "ok",
+            "detail": f"answers on port {port}",
+            "ms": 0,
+        }
+        _, body = await deep(surroundings, line_port=port, tls_provider="none")
+        assert "does not speak HTTP" in body["checks"]["nginx"]["detail"]
+
+
+async def test_plain_http_where_tls_should_be(surroundings: Surroundings) -> None:
+    server, port = await neighbour(FINE)
+    async with server:
+        _, body = await deep(surroundings, line_port=port)
+    assert body["checks"]["nginx"]["status"] == "unhealthy"
 
 
 async def test_an_engine_that_hangs_and_an_nginx_that_is_gone(surroundings: Surroundings) -> None:
