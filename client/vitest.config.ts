@@ -1,3 +1,4 @@
 import { defineConfig } from 'vitest/config';
+import { opus } from './build/opus.ts';
 
-export default defineConfig({ test: { include: ['tests/**/*.test.ts'] } });
+export default defineConfig({ plugins: [opus()], test: { include: ['tests/**/*.test.ts'] } });

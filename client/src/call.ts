@@ -48,6 +48,8 @@ export interface Call {
   readonly muted: boolean;
   /** The microphone went away during the call; Moshi hears silence until it is back. */
   readonly deaf: boolean;
+  /** Moshi answers much later than it should: the line or the network cannot keep up. */
+  readonly slow: boolean;
   /** Numbers the connections of this page; a new number asks for a new connection, anything but dialling or talking for none. */
   readonly connection: number;
   /** Attempts since Moshi was last heard, the running one included. */
@@ -78,6 +80,7 @@ export type Event =
   | { type: 'offline' } // the device lost its network
   | { type: 'mute'; muted: boolean }
   | { type: 'microphone'; present: boolean }
+  | { type: 'latency'; ms: number } // from the caller's voice to Moshi's, measured
   | { type: 'hangup' };
 
 /** Without sound for this long a conversation is broken (the engine sends a frame every 80 ms), ms. */
@@ -86,6 +89,9 @@ export const SILENCE_MS = 2000;
 export const HANDSHAKE_MS = 10_000;
 /** Waits before the attempts: a killed engine needs about 20 s to load its weights, a network change none. */
 const BACKOFF_MS = [500, 1000, 2000, 4000, 5000];
+/** A call is called slow from here on, and not any more from there, ms. */
+const SLOW_MS = 1500;
+const FAST_MS = 900;
 /** Afterwards it is for the caller to decide, ms. */
 export const GIVE_UP_MS = 180_000;
 
@@ -93,6 +99,7 @@ export const idle: Call = {
   phase: 'idle',
   muted: false,
   deaf: false,
+  slow: false,
   connection: 0,
   attempts: 0,
   conversations: 0,
@@ -118,6 +125,11 @@ export function next(call: Call, event: Event, now: number): Call {
       return live(call) && call.muted !== event.muted ? { ...call, muted: event.muted } : call;
     case 'microphone':
       return live(call) && call.deaf === event.present ? { ...call, deaf: !event.present } : call;
+    case 'latency': {
+      // Between the two limits it stays what it was called: a word that flickers helps nobody.
+      const slow = event.ms > (call.slow ? FAST_MS : SLOW_MS);
+      return call.phase === 'talking' && slow !== call.slow ? { ...call, slow } : call;
+    }
     case 'answered':
       return call.phase === 'dialling'
         ? {
@@ -126,6 +138,7 @@ export function next(call: Call, event: Event, now: number): Call {
             attempts: 0,
             conversations: call.conversations + 1,
             trouble: null,
+            slow: false,
             began: call.began ?? now,
           }
         : call;

@@ -284,6 +284,8 @@ export class Telephone {
     }
     const quiet = now - this.#lastSound;
     if (this.#call.phase === 'talking' && quiet > SILENCE_MS) this.#happened({ type: 'silence' });
+    const late = this.numbers.latencyMs;
+    if (late !== null) this.#happened({ type: 'latency', ms: late });
     if (this.#call.phase === 'dialling' && quiet > HANDSHAKE_MS) this.#happened({ type: 'unanswered' });
   }
 

@@ -41,6 +41,7 @@ export const texts = {
   noWords: 'Say hello. Moshi’s words appear here.',
   anew: 'Moshi starts anew',
   anewHelp: 'The line is back. Moshi starts anew: it remembers nothing of what was said before.',
+  slowHelp: 'The line is slow at the moment: Moshi answers late.',
   deafHelp: 'The microphone is gone, so Moshi hears silence. Plug it in again, or connect another one.',
 
   attribution: { before: 'Moshi by ', name: 'Kyutai', after: ', CC-BY-4.0', url: 'https://kyutai.org' },

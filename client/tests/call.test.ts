@@ -199,6 +199,18 @@ const TABLE: Record<string, { event: Event; leads: Record<Phase, Phase | '.'> }>
       failed: '.',
     },
   },
+  'a late answer': {
+    event: { type: 'latency', ms: 2000 },
+    leads: {
+      idle: '.',
+      asking: '.',
+      dialling: '.',
+      talking: 'talking',
+      waiting: '.',
+      ended: '.',
+      failed: '.',
+    },
+  },
   hangup: {
     event: HANGUP,
     leads: {
@@ -283,6 +295,15 @@ describe('close codes without words', () => {
     expect(fault(states.talking, 1006)).toBe('broken');
     expect(fault(states.talking, 1000)).toBe('broken');
   });
+});
+
+it('a slow call is called so until it is clearly fast again', () => {
+  const measured = (from: Call, ms: number) => next(from, { type: 'latency', ms }, 9000);
+  const slow = measured(states.talking, 1600);
+  expect([states.talking.slow, slow.slow]).toEqual([false, true]);
+  expect(measured(slow, 1200)).toBe(slow);
+  expect(measured(slow, 800).slow).toBe(false);
+  expect(measured(states.talking, 1200)).toBe(states.talking);
 });
 
 describe('the clock', () => {

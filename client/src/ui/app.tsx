@@ -138,9 +138,11 @@ function Notice({ trouble, call }: { trouble: Trouble; call: Call }) {
 /** What the caller should know while talking. */
 function Hints({ call }: { call: Call }) {
   const fresh = useFresh(call.conversations);
-  const hints = [anew(call) && fresh && texts.anewHelp, call.deaf && texts.deafHelp].filter(
-    (hint) => hint !== false,
-  );
+  const hints = [
+    anew(call) && fresh && texts.anewHelp,
+    call.deaf && texts.deafHelp,
+    call.slow && texts.slowHelp,
+  ].filter((hint) => hint !== false);
   return (
     <div role="status" class="hints">
       {hints.map((hint) => (
