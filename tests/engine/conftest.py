@@ -1,4 +1,4 @@
-"""Tests with the real moshi and torch; they run in .venv-engine (`make engine`) and are passed over elsewhere."""
+"""Tests with the real moshi and torch, in .venv-engine (`make engine`); elsewhere they are passed over."""
 
 from __future__ import annotations
 

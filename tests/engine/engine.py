@@ -82,9 +82,10 @@ def free_port() -> int:
 def command(serving: Path, port: int, *more: str) -> list[str]:
     """Return the command line of the unit, with this interpreter and port."""
     return [
-        sys.executable, launch.__file__, "--host", "127.0.0.1", "--port", str(port), "--static", "none", "--device", "cpu",
-        "--moshi-weight", str(serving / "moshi.safetensors"), "--mimi-weight", str(serving / "mimi.safetensors"),
-        "--tokenizer", str(serving / "tokenizer.model"), "--config-path", str(serving / "config.json"), *more,
+        sys.executable, launch.__file__, "--host", "127.0.0.1", "--port", str(port), "--static", "none",
+        "--device", "cpu", "--moshi-weight", str(serving / "moshi.safetensors"),
+        "--mimi-weight", str(serving / "mimi.safetensors"), "--tokenizer", str(serving / "tokenizer.model"),
+        "--config-path", str(serving / "config.json"), *more,
     ]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Weights in 8 bits as upstream's q8 repositories hold them, made from a model in 16 bits.
 
-For every linear layer an int8 ``weight`` and a float32 ``weight_scb`` with a scale per row (moshi/utils/quantize.py); all
-else stays. Used by the tests on a CPU, small, and by gpu/build_weights.py, in the real shape.
+For every linear layer an int8 ``weight`` and a float32 ``weight_scb`` with a scale per row
+(moshi/utils/quantize.py); all else stays. Used by the tests on a CPU, small, and by gpu/build_weights.py, in
+the real shape.
 """
 
 from __future__ import annotations

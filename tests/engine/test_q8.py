@@ -1,4 +1,4 @@
-"""The launcher's mend for 8-bit weights (kyutai-labs/moshi#271), with upstream's own loader, layers and kernels."""
+"""The launcher's mend for 8-bit weights (kyutai-labs/moshi#271), with upstream's loader and layers."""
 
 from __future__ import annotations
 
@@ -43,15 +43,10 @@ def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
 
 
 LOAD = """
-    import json, sys
-    from pathlib import Path
-    import torch
-    from moshi.models import LMGen, loaders
-    from roles.moshi.files import launch
-    q8 = Path({q8!r})
-    if {mended}: launch.keep_scales_float32(loaders)
-    config = {{k: v for k, v in json.loads((q8 / "config.json").read_text()).items() if k not in ("mimi_config_name", "model_type")}}
-    model = loaders.get_moshi_lm(q8 / "moshi.safetensors", config, dtype=torch.{dtype})
+    import json, sys from pathlib import Path import torch from moshi.models import LMGen, loaders from
+    roles.moshi.files import launch q8 = Path({q8!r}) if {mended}: launch.keep_scales_float32(loaders) config
+    = {{k: v for k, v in json.loads((q8 / "config.json").read_text()).items() if k not in ("mimi_config_name",
+    "model_type")}} model = loaders.get_moshi_lm(q8 / "moshi.safetensors", config, dtype=torch.{dtype})
 """
 
 
@@ -75,10 +70,9 @@ def test_mended_every_scale_is_bit_for_bit_that_of_the_file(q8: Path, dtype: str
     code = (
         LOAD.format(q8=str(q8), mended=True, dtype=dtype)
         + """
-    from safetensors.torch import load_file
-    stored, loaded = load_file(q8 / "moshi.safetensors"), model.state_dict()
-    scales = [name for name in stored if name.endswith("weight_scb")]
-    assert all(loaded[name].dtype == torch.float32 and torch.equal(loaded[name], stored[name]) for name in scales)
+    from safetensors.torch import load_file stored, loaded = load_file(q8 / "moshi.safetensors"),
+    model.state_dict() scales = [name for name in stored if name.endswith("weight_scb")] assert
+    all(loaded[name].dtype == torch.float32 and torch.equal(loaded[name], stored[name]) for name in scales)
     others = [v.dtype for name, v in loaded.items() if name not in scales and v.dtype.is_floating_point]
     print(len(scales), set(others))
     """
@@ -88,7 +82,7 @@ def test_mended_every_scale_is_bit_for_bit_that_of_the_file(q8: Path, dtype: str
 
 
 def test_scales_under_the_names_of_old_files_are_kept_too(q8: Path, tmp_path: Path) -> None:
-    """Older files hold the projections of all steps in one tensor; upstream's hook splits and renames them on loading."""
+    """Older files hold the projections of all steps in one tensor; upstream's hook splits it on loading."""
     from safetensors.torch import save_file
 
     stored = load_file(q8 / "moshi.safetensors")
@@ -111,11 +105,9 @@ def test_mended_the_model_computes_what_the_16_bit_one_does(q8: Path, models: Pa
     code = (
         LOAD.format(q8=str(q8), mended=True, dtype="bfloat16")
         + f"""
-    config.pop("quantize")
-    sixteen = loaders.get_moshi_lm({str(models / "serving/moshi.safetensors")!r}, config, dtype=torch.bfloat16)
-    torch.manual_seed(0)
-    x = torch.randn(1, 5, 64, dtype=torch.bfloat16)
-    with torch.no_grad():
+    config.pop("quantize") sixteen = loaders.get_moshi_lm({str(models / "serving/moshi.safetensors")!r},
+    config, dtype=torch.bfloat16) torch.manual_seed(0) x = torch.randn(1, 5, 64, dtype=torch.bfloat16) with
+    torch.no_grad():
         a, b = sixteen.text_linear(x).float(), model.text_linear(x).float()
     print(float((a - b).norm() / a.norm()))
     """

@@ -67,7 +67,7 @@ def test_what_a_builder_left_behind_that_was_killed_is_no_hindrance(tmp_path: Pa
 
 
 def test_a_repository_without_config_is_served_as_upstream_would_assume() -> None:
-    assert serve_weights.MOSHI_7B == loaders._lm_kwargs
+    assert loaders._lm_kwargs == serve_weights.MOSHI_7B
 
 
 def test_sampling_reaches_the_generator(models: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """A stand-in for a Hugging Face hub on loopback: its documented API, and the ways in which it fails.
 
-``/api/models/{repo}/revision/{revision}?blobs=true`` lists a commit's files; ``/{repo}/resolve/{commit}/{file}`` sends small
-files itself and redirects large ones to a content network (here: the same server under another host name), which knows
-ranges. Errors carry ``X-Error-Code`` as the hub's do (huggingface_hub, utils/_http.py, hf_raise_for_status).
+``/api/models/{repo}/revision/{revision}?blobs=true`` lists a commit's files;
+``/{repo}/resolve/{commit}/{file}`` sends small files itself and redirects large ones to a content network
+(here: the same server under another host name), which knows ranges. Errors carry ``X-Error-Code`` as the
+hub's do (huggingface_hub, utils/_http.py, hf_raise_for_status).
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class Repository:
 
     def __post_init__(self) -> None:
         text = json.dumps(
-            {name: hashlib.sha1(content).hexdigest() for name, content in sorted(self.files.items())}
+            {name: hashlib.sha256(content).hexdigest() for name, content in sorted(self.files.items())}
         )
-        self.commit = self.commit or hashlib.sha1(text.encode()).hexdigest()
+        self.commit = self.commit or hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     @staticmethod
     def is_large(name: str) -> bool:
@@ -139,10 +140,13 @@ class Handler(BaseHTTPRequestHandler):
         if (stored := self.allowed(repository)) is None:
             return
         if revision not in {stored.revision, stored.commit}:
-            return self.refuse(404, "RevisionNotFound")
+            self.refuse(404, "RevisionNotFound")
+            return
         siblings = []
         for name, content in stored.files.items():
-            blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+            blob = hashlib.sha1(
+                f"blob {len(content)}\0".encode() + content, usedforsecurity=False
+            ).hexdigest()
             entry: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": blob}
             if stored.is_large(name):
                 digest = hashlib.sha256(content).hexdigest()
@@ -162,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self, repository: str, commit: str, name: str, fault: str) -> None:
         if (stored := self.allowed(repository)) is None:
-            return
+            return None
         if stored.gated and not self.headers["Authorization"]:
             return self.refuse(401, "GatedRepo")
         if commit != stored.commit:

@@ -1,7 +1,8 @@
-"""A stage for launch.py and breaker.py: the real programs around a ``moshi.server`` that does what a test says.
+"""A stage for launch.py and breaker.py: the programs around a ``moshi.server`` that does what a test says.
 
-torch, moshi and aiohttp are replaced by packages of a few lines, so that these tests start in no time; everything else is
-real: the process, how it ends, and what the service manager would tell ExecStopPost about it (systemd.exec(5)).
+torch, moshi and aiohttp are replaced by packages of a few lines, so that these tests start in no time;
+everything else is real: the process, how it ends, and what the service manager would tell ExecStopPost about
+it (systemd.exec(5)).
 """
 
 from __future__ import annotations

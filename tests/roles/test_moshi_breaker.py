@@ -1,4 +1,4 @@
-"""The role moshi's circuit breaker: why an engine ended, told by real processes that end that way, and when it stays down."""
+"""The circuit breaker: why an engine ended, told by real processes that end so, and when it stays down."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ def stage(tmp_path: Path) -> Stage:
 
 
 OUT_OF_MEMORY = (
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB of which 1.10 GiB is free. "
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB of which 1.10 "
+    "GiB is free. "
     "Including non-PyTorch memory, this process has 14.66 GiB memory in use."
 )
-ASSERTED = "CUDA error: device-side assert triggered\\nCUDA kernel errors might be asynchronously reported at some other API call"
+ASSERTED = (
+    "CUDA error: device-side assert triggered\\nCUDA kernel errors might be asynchronously reported later"
+)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,8 @@ ASSERTED = "CUDA error: device-side assert triggered\\nCUDA kernel errors might 
             "fetches what is missing",
         ),
         (
-            "class SafetensorError(Exception): pass\nraise SafetensorError('Error while deserializing header: MetadataIncompleteBuffer')",
+            "class SafetensorError(Exception): pass\nraise SafetensorError('Error while deserializing "
+            "header: MetadataIncompleteBuffer')",
             "missing_weights",
             "MetadataIncompleteBuffer",
         ),
@@ -68,10 +72,12 @@ ASSERTED = "CUDA error: device-side assert triggered\\nCUDA kernel errors might 
         (
             "import argparse; argparse.ArgumentParser('server.py').parse_args(['--cpu-offload'])",
             "bad_flag",
-            "unrecognized arguments: --cpu-offload. moshi.server does not take this argument: correct moshi_extra_args",
+            "unrecognized arguments: --cpu-offload. moshi.server does not take this argument: correct "
+            "moshi_extra_args",
         ),
         (
-            "import argparse; p = argparse.ArgumentParser(); p.add_argument('--cfg-coef', type=float); p.parse_args(['--cfg-coef', 'x'])",
+            "import argparse; p = argparse.ArgumentParser(); p.add_argument('--cfg-coef', type=float); "
+            "p.parse_args(['--cfg-coef', 'x'])",
             "bad_flag",
             "invalid float value: 'x'",
         ),
@@ -207,7 +213,7 @@ def ratelimit_below(times: list[float], interval: float, burst: int) -> list[boo
 
 @given(st.lists(st.floats(0.1, 200), min_size=1, max_size=30), st.integers(1, 6))
 def test_it_counts_as_systemd_counts(runs: list[float], most: int) -> None:
-    """An engine that runs for so and so long and fails: it is said to stay down exactly when systemd refuses the start."""
+    """An engine that runs so and so long and fails is said to stay down just when systemd refuses a start."""
     interval, delay, now = 300.0, 2.0, 1000.0
     times: list[float] = []
     seen, opened = None, False

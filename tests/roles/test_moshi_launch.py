@@ -1,4 +1,4 @@
-"""The launcher around moshi.server: what it lets out, what it keeps, how it ends. The server itself: tests/engine."""
+"""The launcher around moshi.server: what it lets out, what it keeps, how it ends."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def test_a_crash_in_a_conversation_tells_where_but_not_what_was_said(stage: Stag
 
 def test_all_that_is_said_while_starting_gets_through(stage: Stage) -> None:
     lines = [
-        "retrieving checkpoint", "loading mimi", "mimi loaded", "loading moshi", "moshi loaded", "warming up the model",
+        "retrieving checkpoint", "loading mimi", "mimi loaded", "loading moshi", "moshi loaded", "warming up "
+        "the model",
         "Access the Web UI directly at http://127.0.0.1:8999",
     ]  # fmt: skip
     done = stage.launch("".join(f"print({INFO + line!r})\n" for line in lines))
@@ -94,7 +95,8 @@ def test_no_word_gets_through_however_it_is_cut(words: str, size: int) -> None:
 
 def test_the_log_is_bounded_and_keeps_the_end(stage: Stage) -> None:
     done, failure = stage.run(
-        "import sys\nfor i in range(40000): print('noise %d' % i, file=sys.stderr)\nraise RuntimeError('CUDA error: the end')"
+        "import sys\nfor i in range(40000): print('noise %d' % i, file=sys.stderr)\nraise RuntimeError('CUDA "
+        "error: the end')"
     )
     assert done.returncode == 1
     size = sum(path.stat().st_size for path in stage.state.glob("run.log*"))
@@ -105,7 +107,7 @@ def test_the_log_is_bounded_and_keeps_the_end(stage: Stage) -> None:
 def test_a_full_disk_does_not_end_a_conversation(tmp_path: Path) -> None:
     log = launch.RunLog(tmp_path)
     log._file.close()
-    log._file = Path("/dev/full").open("w")
+    log._file = Path("/dev/full").open("w")  # noqa: SIM115 - the log closes it
     log.write("a line that finds no room")
 
 
@@ -174,7 +176,8 @@ def serving(stage_with_aiohttp: Stage) -> Any:
     """A server behind the launcher that is left running for the test."""
     stage = stage_with_aiohttp
     environment = {
-        **os.environ, "PYTHONPATH": str(stage.root / "packages"), "HOTLINE_ENGINE_STATE": str(stage.state), "SCENE": SERVE,
+        **os.environ, "PYTHONPATH": str(stage.root / "packages"), "HOTLINE_ENGINE_STATE": str(stage.state),
+        "SCENE": SERVE,
     }  # fmt: skip
     stage.state.mkdir()
     (stage.state / "failure.json").write_text('{"reason": "killed"}')

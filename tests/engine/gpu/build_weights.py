@@ -1,7 +1,7 @@
-"""Write random weights of the real shape, in 16 and in 8 bits, as the role would have fetched them: seconds on a card.
+"""Write random weights of the real shape, in 16 and in 8 bits, as if they had been fetched.
 
-``build_weights.py MODELS TOKENIZER DEVICE [small]`` makes ``MODELS/bf16`` and ``MODELS/q8``, each with a ``record.json``
-for serve_weights.py. ``small`` takes the tiny model's shape, for a rehearsal on a CPU.
+``build_weights.py MODELS TOKENIZER DEVICE [small]`` makes ``MODELS/bf16`` and ``MODELS/q8``, each with a
+``record.json`` for serve_weights.py. ``small`` takes the tiny model's shape, for a rehearsal on a CPU.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ def record(folder: Path) -> None:
     """Write the record of a folder."""
     parts = PARTS | ({"mimi_config": "mimi.json"} if (folder / "mimi.json").exists() else {})
     files = {
-        part: {"path": f"{folder.name}/{name}", "size": (folder / name).stat().st_size} for part, name in parts.items()
+        part: {"path": f"{folder.name}/{name}", "size": (folder / name).stat().st_size}
+        for part, name in parts.items()
     }
-    (folder / "record.json").write_text(json.dumps({"repository": f"random/{folder.name}", "commit": None, "files": files}))
+    (folder / "record.json").write_text(
+        json.dumps({"repository": f"random/{folder.name}", "commit": None, "files": files})
+    )
 
 
 def say(what: str, began: float, path: Path) -> None:
@@ -58,7 +61,10 @@ def main(models: Path, tokenizer: Path, device: str, small: bool) -> None:
     say("Mimi", began, bf16 / "mimi.safetensors")
     began = time.perf_counter()
     lm = loaders.get_moshi_lm(None, config, device=device, dtype=torch.bfloat16)
-    save_file({name: value.detach().contiguous() for name, value in lm.state_dict().items()}, bf16 / "model.safetensors")
+    save_file(
+        {name: value.detach().contiguous() for name, value in lm.state_dict().items()},
+        bf16 / "model.safetensors",
+    )
     say("Moshi in 16 bits", began, bf16 / "model.safetensors")
     began = time.perf_counter()
     scales = quantize(lm, q8 / "model.safetensors")

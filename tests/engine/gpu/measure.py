@@ -1,7 +1,7 @@
-"""Start the rendered command line of moshi@0 for each kind of weights, call it with verify's client, print what was seen.
+"""Start the rendered command line of moshi@0 with each kind of weights, call it, and print what was seen.
 
-``measure.py UNIT.json MODELS OUT DEVICE`` stands in for the service manager: the breaker before and after, the unit's
-environment and arguments as they are. Every step has a limit of its own.
+``measure.py UNIT.json MODELS OUT DEVICE`` stands in for the service manager: the breaker before and after,
+the unit's environment and arguments as they are. Every step has a limit of its own.
 """
 
 from __future__ import annotations
@@ -89,7 +89,10 @@ def engine(unit: Unit, log: Path) -> Iterator[float]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        print(f"  stopped in {time.perf_counter() - stopping:.1f} s with status {process.returncode}", flush=True)
+        print(
+            f"  stopped in {time.perf_counter() - stopping:.1f} s with status {process.returncode}",
+            flush=True,
+        )
         breaker("stop", SERVICE_RESULT="success")
 
 
@@ -102,7 +105,17 @@ def call(out: Path, name: str) -> dict[str, Any]:
     """Let verify's client talk for CALL_S seconds; return its report."""
     report = out / f"{name}.json"
     address = f"ws://127.0.0.1:{PORT}/api/chat"
-    client = [sys.executable, "-m", "caller", address, "--random-weights", "--seconds", str(CALL_S), "--json", str(report)]
+    client = [
+        sys.executable,
+        "-m",
+        "caller",
+        address,
+        "--random-weights",
+        "--seconds",
+        str(CALL_S),
+        "--json",
+        str(report),
+    ]
     done = subprocess.run(client, capture_output=True, text=True, check=False, timeout=CALL_S + 60)
     print(done.stdout + done.stderr, flush=True)
     found: dict[str, Any] = json.loads(report.read_text())
@@ -122,7 +135,10 @@ def talk(unit: Unit, models: Path, out: Path, name: str) -> None:
             print(f"  GPU memory: {gpu_mib() - before} MiB", flush=True)
         journal = log.read_text()
         leaked = [line for line in journal.splitlines() if "text token" in line or "frame handled" in line]
-        print(f"  journal: {len(journal.splitlines())} lines, {len(leaked)} of them with what was said", flush=True)
+        print(
+            f"  journal: {len(journal.splitlines())} lines, {len(leaked)} of them with what was said",
+            flush=True,
+        )
 
 
 def fails(unit: Unit, what: str, expected: str, command: list[str] | None = None, **environment: str) -> None:
@@ -131,7 +147,10 @@ def fails(unit: Unit, what: str, expected: str, command: list[str] | None = None
     log = STATE / "fails.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            command or unit.command, env={**unit.environment, **environment}, stdout=out, stderr=subprocess.STDOUT
+            command or unit.command,
+            env={**unit.environment, **environment},
+            stdout=out,
+            stderr=subprocess.STDOUT,
         )
         try:
             status = process.wait(90)
@@ -160,20 +179,29 @@ def main(unit_path: Path, models: Path, out: Path, device: str) -> None:
     for name in ("bf16", "q8"):
         try:
             talk(unit, models, out, name)
-        except Exception as error:  # noqa: BLE001 - the other figures are wanted all the same
+        except Exception as error:
             print(f"{name} FAILED: {error!r}", flush=True)
     lay_out(models, "q8")
     unmended = [unit.command[0], "-m", "moshi.server", *unit.command[2:]]
     print("q8 by the package alone, without the launcher:", flush=True)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        alone = subprocess.run(unmended, env=unit.environment, capture_output=True, text=True, check=False, timeout=60)
-        print(f"  status {alone.returncode}: {(alone.stderr.strip().splitlines() or ['no word'])[-1]}", flush=True)
+        alone = subprocess.run(
+            unmended, env=unit.environment, capture_output=True, text=True, check=False, timeout=60
+        )
+        print(
+            f"  status {alone.returncode}: {(alone.stderr.strip().splitlines() or ['no word'])[-1]}",
+            flush=True,
+        )
     lay_out(models, "bf16")
     fails(unit, "an unknown flag", "bad_flag", [*unit.command, "--cpu-offload"])
     if device == "cpu":
         return
     fails(unit, "no card", "cuda_error", CUDA_VISIBLE_DEVICES="7")
-    hold = "import torch, time; t = torch.cuda.mem_get_info(); x = torch.empty(t[0] - 6 * 2**30, dtype=torch.uint8, device='cuda'); print('held', flush=True); time.sleep(120)"
+    hold = (
+        "import torch, time; free, _ = torch.cuda.mem_get_info(); "
+        "x = torch.empty(free - 6 * 2**30, dtype=torch.uint8, device='cuda'); print('held', flush=True); "
+        "time.sleep(120)"
+    )
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
