@@ -32,3 +32,9 @@ def test_the_system_kept_its_owners(host):
     for path in ("/etc", "/usr", "/var", "/opt", "/etc/ansible", "/etc/ansible/facts.d"):
         folder = host.file(path)
         assert (folder.user, folder.group, folder.mode) == ("root", "root", 0o755), path
+
+
+def test_units_of_ours_kept_their_ports_through_the_second_run(host):
+    for unit, port in (("nginx", 8998), ("moshi@0", 8999), ("orchestrator", 5000)):
+        assert host.service(unit).is_running, host.run(f"journalctl -n 20 -u {unit}").stdout
+        assert f":{port}" in host.check_output("ss -Hltn")
