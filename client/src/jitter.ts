@@ -7,7 +7,8 @@
  * minimum over a window is what could have been spared.
  *
  * Shrinking cuts some milliseconds at a place where the sound repeats itself (a whole number of pitch periods) and
- * crossfades over the seam, or anywhere in a pause; the voice gets faster for a moment and keeps its pitch.
+ * crossfades over the seam, or anywhere in a pause; the voice gets faster for a moment and keeps its pitch. Only what is
+ * to spare beyond half a second is dropped at once.
  *
  * Pure: no browser in here. Time is counted in samples that were played.
  */
@@ -23,7 +24,7 @@ export interface JitterNumbers {
   underruns: number;
   /** Cut out to get the delay down, ms. */
   skippedMs: number;
-  /** Thrown away because far too much came at once, ms. */
+  /** Thrown away because it came far too late or far too much at once, ms. */
   droppedMs: number;
 }
 
@@ -36,8 +37,13 @@ const SLACK_MS = 15;
 const WINDOW_MS = 3000;
 /** The delay may not grow beyond this, ms; more than that is not a conversation any more. */
 const LONGEST_MS = 1500;
-/** Shortest time from one cut to the next, ms. */
+/** Shortest time from one cut to the next, ms: gently, or in a hurry while much is to spare. */
 const CUT_EVERY_MS = 80;
+const HURRY_EVERY_MS = 40;
+const HURRY_MS = 150;
+/** So much to spare that it is better to miss words than to talk past each other, ms; what is left of it then. */
+const HOPELESS_MS = 500;
+const HOPEFUL_MS = 100;
 /** Lengths of a cut, ms: from 400 Hz to 62 Hz, the pitch of voices. */
 const SHORTEST_CUT_MS = 2.5;
 const LONGEST_CUT_MS = 16;
@@ -186,15 +192,21 @@ export class JitterBuffer {
   #shrink(): void {
     const oldest = this.#clock - this.#samples(WINDOW_MS);
     if (this.#watchedSince > oldest) return;
-    if (this.#clock - this.#lastCut < this.#samples(CUT_EVERY_MS)) return;
+    if (this.#clock - this.#lastCut < this.#samples(HURRY_EVERY_MS)) return;
     while (this.#headrooms.length > 1 && (this.#headrooms[0]?.[0] ?? 0) <= oldest) this.#headrooms.shift();
     const least = this.#headrooms[0]?.[1] ?? 0;
     const spare = least - this.#samples(SAFETY_MS);
     if (spare < this.#samples(SLACK_MS)) return;
-    const length = this.#whereAlike(Math.min(spare, this.#samples(LONGEST_CUT_MS)));
+    const hurry = spare > this.#samples(HURRY_MS);
+    if (!hurry && this.#clock - this.#lastCut < this.#samples(CUT_EVERY_MS)) return;
+    const hopeless = spare > this.#samples(HOPELESS_MS);
+    const length = hopeless
+      ? Math.min(spare - this.#samples(HOPEFUL_MS), this.#length)
+      : this.#whereAlike(Math.min(spare, this.#samples(LONGEST_CUT_MS)));
     if (length === 0) return;
     this.#cut(length);
-    this.#skipped += length;
+    if (hopeless) this.#dropped += length;
+    else this.#skipped += length;
     this.#lastCut = this.#clock;
     // Every arrival of the window would have met that much less.
     for (const entry of this.#headrooms) entry[1] -= length;

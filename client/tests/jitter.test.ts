@@ -88,6 +88,15 @@ describe('a late network', () => {
     expect(largestStep(heard)).toBeLessThan(0.05);
   });
 
+  it('after a stall of more than a second it drops what is too old to be answered, once', () => {
+    const buffer = new JitterBuffer(RATE);
+    const heard = play(buffer, 9, (n) => (n === 25 ? 1200 : 0));
+    expect(buffer.numbers.delayMs).toBeLessThanOrEqual(60);
+    expect(buffer.numbers.droppedMs).toBeGreaterThan(500);
+    expect(buffer.numbers.underruns).toBe(1);
+    expect(largestStep(heard)).toBeLessThan(0.05);
+  });
+
   it('learns: stalls of 200 ms every 2 s make it stumble once, not every time', () => {
     const buffer = new JitterBuffer(RATE);
     play(buffer, 20, (n) => (n % 25 === 24 ? 200 : 0));
