@@ -1,4 +1,4 @@
-"""A real nginx with the role's own configuration, between real clients and stand-ins for orchestrator and engines."""
+"""A real nginx with the role's configuration, between real clients and stand-ins for what is behind it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LINES: dict[str, dict[str, Any]] = {
         "moshi_conversations": 6,
     },
     "gateway": {"tls_provider": "none", "nginx_trusted_proxies": ["127.0.0.1"]},
-    "manual": {"tls_provider": "manual"},
+    "manual": {"tls_provider": "manual", "line_listen": "all"},
 }
 
 
@@ -192,7 +192,7 @@ class Line:
 
 
 def variables(folder: Path) -> dict[str, Any]:
-    """Extra variables that move every path of the roles into the sandbox; `inventory_hostname` tells the lines apart."""
+    """Extra variables that move every path of the roles into the sandbox of each line."""
     own = f"{folder}/{{{{ inventory_hostname }}}}"
     return {
         "ansible_connection": "local",
@@ -213,21 +213,26 @@ def variables(folder: Path) -> dict[str, Any]:
     }
 
 
-def configure(folder: Path, lines: dict[str, dict[str, Any]], *arguments: str) -> subprocess.CompletedProcess[str]:
+def configure(
+    folder: Path, lines: dict[str, dict[str, Any]], *arguments: str
+) -> subprocess.CompletedProcess[str]:
     """Run the role's configure phase on sandboxes in `folder`, one for each of `lines`."""
     inventory = folder / "inventory.json"
     inventory.write_text(json.dumps({"line": {"hosts": lines}}))
     extra = folder / "extra.json"
     extra.write_text(json.dumps(variables(folder)))
+    command = [
+        str(Path(sys.executable).with_name("ansible-playbook")),
+        *("-i", str(inventory)),
+        *("-e", f"@{extra}"),
+        *("--tags", "nginx_preflight,nginx_configure"),
+        *arguments,
+        str(Path(__file__).with_name("render.yml")),
+    ]
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_PIPELINING": "1"}
     return subprocess.run(
-        [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(inventory), "-e", f"@{extra}",
-         "--tags", "nginx_configure", *arguments, str(Path(__file__).with_name("render.yml"))],
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_PIPELINING": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )  # fmt: skip
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+    )
 
 
 def prepare(folder: Path, name: str) -> None:
@@ -252,7 +257,9 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Line]]
     for place, (name, settings) in enumerate(LINES.items()):
         prepare(folder, name)
         port, orchestrator, *engines = ports[4 * place : 4 * place + 4]
-        made[name] = Line(name, folder / name, port, orchestrator, engines, settings.get("tls_provider") != "none")
+        made[name] = Line(
+            name, folder / name, port, orchestrator, engines, settings.get("tls_provider") != "none"
+        )
         hosts[name] = {
             "line_host": "127.0.0.1",
             "line_port": port,
@@ -373,7 +380,8 @@ class Orchestrator:
         await asyncio.sleep(self.api_delay_s)
         self.seen.append((request.method, request.raw_path, dict(request.headers)))
         if request.path.startswith("/health"):
-            return web.json_response({"status": "ok", "path": request.path}, status=self.health)
+            body = {"status": "ok", "path": request.path}
+            return web.json_response(body, status=self.health, headers={"Cache-Control": "no-store"})
         body = await request.read()
         return web.json_response({"path": request.path, "bytes": len(body)})
 
@@ -472,7 +480,9 @@ class Caller:
     async def ask(self, line: Line, path: str = "/", method: str = "GET", **options: Any) -> Answer:
         """One request. `path` goes out as it is written, without aiohttp's own tidying."""
         options.setdefault("allow_redirects", False)
-        url = URL(line.url(path, options.pop("address", "127.0.0.1"), options.pop("scheme", None)), encoded=True)
+        url = URL(
+            line.url(path, options.pop("address", "127.0.0.1"), options.pop("scheme", None)), encoded=True
+        )
         async with self.session(line).request(method, url, **options) as answer:
             body = await answer.read()
             return Answer(answer.status, answer.headers, body.decode(errors="replace"))

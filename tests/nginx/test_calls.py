@@ -1,4 +1,4 @@
-"""A call from the caller to the engine: who gets which engine, who is refused and how, and when an engine is free again."""
+"""A call: who gets which engine, who is refused and how, and when an engine is free again."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ async def test_the_engine_learns_the_call_and_nothing_of_the_caller(line, host, 
     headers = host.engines[0].headers[0]
     assert headers["X-Call-Id"] == host.orchestrator.call
     assert host.engines[0].paths == ["/api/chat"]
-    assert not {"Authorization", "Cookie", "X-Engine", "X-Refusal", "X-Forwarded-For", "X-Real-IP"} & set(headers)
+    assert not {"Authorization", "Cookie", "X-Engine", "X-Refusal", "X-Forwarded-For", "X-Real-IP"} & set(
+        headers
+    )
     assert "forged" not in str(headers)
     assert "secret" not in str(headers)
     assert "X-Call-Id" not in host.orchestrator.asked[0]
@@ -85,7 +87,17 @@ async def test_audio_is_not_compressed_and_a_subprotocol_is_agreed_upon(line, ho
 
 @pytest.mark.parametrize(
     "named",
-    ["", "moshi_2", "moshi_00", "127.0.0.1:22", "moshi_0:22", "hotline_orchestrator", "localhost", "/etc", "moshi_0/x"],
+    [
+        "",
+        "moshi_2",
+        "moshi_00",
+        "127.0.0.1:22",
+        "moshi_0:22",
+        "hotline_orchestrator",
+        "localhost",
+        "/etc",
+        "moshi_0/x",
+    ],
 )
 async def test_an_unknown_engine_is_no_address(line, host, caller, refused, named):
     """Whatever stands in X-Engine, only an engine of this line is ever spoken to."""
@@ -103,11 +115,18 @@ async def test_a_client_cannot_choose_its_engine(line, host, caller):
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "close"),
-    [(403, "not_allowed", 1008), (401, "not_allowed", 1008), (503, "line_full", 1013), (503, "line_down", 1013), (503, "starting", 1013)],
+    ("answer", "close"),
+    [
+        ((403, "not_allowed"), 1008),
+        ((401, "not_allowed"), 1008),
+        ((503, "line_full"), 1013),
+        ((503, "line_down"), 1013),
+        ((503, "starting"), 1013),
+    ],
 )
-async def test_a_refusal_is_said_in_words(line, host, caller, refused, status, code, close):
-    host.orchestrator.refuse = (status, code)
+async def test_a_refusal_is_said_in_words(host, caller, refused, answer, close):
+    line, (_, code) = host.line, answer
+    host.orchestrator.refuse = answer
     assert await refused(await caller.call(line, "?ticket=x")) == (code, close)
     assert host.orchestrator.refused[0]["path"] == "/internal/refusal"
     assert not host.engines[0].headers
@@ -164,10 +183,12 @@ async def test_an_engine_that_is_down_is_said_in_words(line, host, caller, refus
     assert await refused(await caller.call(line)) == ("line_down", 1013)
 
 
-@pytest.mark.parametrize(("status", "code"), [(500, "line_down"), (502, "line_down"), (503, "line_down"), (429, "line_full")])
-async def test_an_engine_that_will_not_take_the_call_is_said_in_words(line, host, caller, refused, status, code):
+@pytest.mark.parametrize(
+    ("status", "code"), [(500, "line_down"), (502, "line_down"), (503, "line_down"), (429, "line_full")]
+)
+async def test_an_engine_that_will_not_take_the_call_is_said_in_words(host, caller, refused, status, code):
     host.engines[0].status = status
-    assert await refused(await caller.call(line)) == (code, 1013)
+    assert await refused(await caller.call(host.line)) == (code, 1013)
 
 
 async def test_without_an_orchestrator_a_call_fails_at_once_and_not_silently(line, host, caller):
@@ -226,7 +247,9 @@ async def test_an_oversized_message_ends_that_call_and_frees_the_engine(line, ho
 async def test_frames_that_are_no_websocket_frames_end_the_call(line, host):
     """Garbage instead of a frame: the engine closes, and nginx passes that on."""
     context = line.trust()
-    reader, writer = await asyncio.open_connection("127.0.0.1", line.port, ssl=context, server_hostname="localhost")
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", line.port, ssl=context, server_hostname="localhost"
+    )
     writer.write(
         b"GET /api/chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"

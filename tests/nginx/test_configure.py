@@ -1,12 +1,13 @@
-"""The role's configure phase on a host that already has an nginx, with everything an operator may have done to it."""
+"""The role's configure phase on a host whose nginx already has sites of the operator's."""
 
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 
-from tests.nginx.conftest import configure, free_ports, prepare
+from tests.nginx.conftest import Line, configure, free_ports, prepare
 
 
 @pytest.fixture(scope="module")
@@ -20,16 +21,31 @@ def one(tmp_path_factory):
     return own, {"one": {"line_host": "127.0.0.1", "line_port": port}}
 
 
+@pytest.mark.timeout(1200)
 def test_the_roles_work(one):
     own, hosts = one
     before = (own / "nginx.conf").read_text()
+
+    # a first run that fails leaves nginx as it was
+    kept = (own / "tls" / "fullchain.pem").read_text()
+    (own / "tls" / "fullchain.pem").write_text("nothing")
+    failed = configure(own.parent, hosts)
+    assert "nginx would not take the new configuration" in failed.stdout
+    assert (own / "nginx.conf").read_text() == before
+    assert not (own / "sites-available" / "hotline.conf").exists()
+    assert not (own / "sites-enabled" / "hotline.conf").is_symlink()
+    assert (own / "sites-enabled" / "default").resolve() == own / "sites-available" / "default"
+    (own / "tls" / "fullchain.pem").write_text(kept)
+
     first = configure(own.parent, hosts)
     assert first.returncode == 0, first.stdout
 
     # the default site is off, and what it pointed to is remembered for uninstall
     assert not (own / "sites-enabled" / "default").exists()
     assert (own / "sites-available" / "default").exists()
-    assert (own / "state" / "nginx" / "default-site").read_text().strip() == str(own / "sites-available" / "default")
+    assert (own / "state" / "nginx" / "default-site").read_text().strip() == str(
+        own / "sites-available" / "default"
+    )
 
     assert (own / "state" / "nginx" / "worker-connections").read_text() == "768\n"
 
@@ -65,6 +81,22 @@ def test_the_roles_work(one):
     # and the next run heals it
     healed = configure(own.parent, hosts)
     assert healed.returncode == 0, healed.stdout
+
+
+def test_without_ipv6_nginx_starts_all_the_same(one):
+    """Binding an IPv6 address where there is none would keep nginx down."""
+    own, hosts = one
+    done = configure(own.parent, hosts, "-e", json.dumps({"_nginx_inet6": ""}))
+    assert done.returncode == 0, done.stdout
+    port = int(hosts["one"]["line_port"])
+    line = Line("one", own, port, 0, [], tls=True)
+    line.start()
+    try:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("::1", port), 5)
+    finally:
+        line.stop()
 
 
 @pytest.mark.parametrize(

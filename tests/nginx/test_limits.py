@@ -26,14 +26,19 @@ async def raw(line, data: bytes, tls: bool = True, patience_s: float = 20) -> tu
     return got, time.monotonic() - begun
 
 
-@pytest.mark.parametrize("data", [os.urandom(4000), b"\x16\x03\x01" + os.urandom(500), b"SSH-2.0-x\r\n", b"\0" * 100, b"\r\n\r\n"])
+@pytest.mark.parametrize(
+    "data", [os.urandom(4000), b"\x16\x03\x01" + os.urandom(500), b"SSH-2.0-x\r\n", b"\0" * 100, b"\r\n\r\n"]
+)
 async def test_garbage_on_the_tls_port_is_sent_away(line, caller, data):
     _, seconds = await raw(line, data, tls=False)
     assert seconds < 15
     assert (await caller.ask(line, "/")).status == 200
 
 
-@pytest.mark.parametrize("data", [os.urandom(3000) + b"\n\n", b"GET\r\n\r\n", b"BREW / HTCPCP/1.0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize(
+    "data",
+    [os.urandom(3000) + b"\n\n", b"GET\r\n\r\n", b"BREW / HTCPCP/1.0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"],
+)
 async def test_garbage_inside_tls_is_sent_away(line, caller, data):
     got, seconds = await raw(line, data)
     assert got[:12] in (b"", b"HTTP/1.1 400") or b"could not be read" in got
@@ -116,11 +121,14 @@ async def test_one_client_cannot_take_all_connections(tight, tight_host, caller)
 
 
 async def test_neighbours_in_one_ipv6_network_count_as_one_client(gateway, gateway_host, caller):
-    """Seen through a trusted gateway, which says who calls: a /64 shares its 200 requests, another has its own."""
+    """Through a trusted gateway, which says who calls: a /64 shares its 200 requests, another has its own."""
 
     async def burst(count: int, address: str) -> int:
         answers = await asyncio.gather(
-            *(caller.ask(gateway, "/manifest.webmanifest", headers={"X-Forwarded-For": address % n}) for n in range(count))
+            *(
+                caller.ask(gateway, "/manifest.webmanifest", headers={"X-Forwarded-For": address % n})
+                for n in range(count)
+            )
         )
         return [answer.status for answer in answers].count(429)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import socket
 import ssl
 
 import pytest
@@ -36,6 +37,25 @@ async def test_the_page_is_served_on_both_internets(line, caller, address):
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
     assert "Hotline" in answer.text
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # nothing is sent
+        return str(probe.getsockname()[0])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]", "own"])
+async def test_a_line_told_so_listens_on_every_address(manual, caller, address):
+    address = own_address() if address == "own" else address
+    async with caller.session(manual).get(manual.url("/", address), ssl=False) as answer:
+        assert answer.status == 200
+
+
+async def test_an_open_line_listens_on_loopback_only(line):
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((own_address(), line.port), 5)
 
 
 async def test_the_page_is_asked_for_anew_and_its_hashed_files_never_again(line, caller):
@@ -80,7 +100,15 @@ async def test_files_have_the_type_that_a_browser_insists_on(line, caller, path,
 
 
 async def test_every_answer_carries_the_security_headers(line, host, caller):
-    for path in ("/", "/assets/call-4f2a.js", "/nowhere", "/api/x", "/health", "/health/startup", "/hotline-ca.pem"):
+    for path in (
+        "/",
+        "/assets/call-4f2a.js",
+        "/nowhere",
+        "/api/x",
+        "/health",
+        "/health/startup",
+        "/hotline-ca.pem",
+    ):
         headers = (await caller.ask(line, path)).headers
         assert headers["X-Content-Type-Options"] == "nosniff", path
         assert headers["Referrer-Policy"] == "no-referrer"
@@ -182,17 +210,17 @@ async def test_posting_to_the_page_is_refused_in_words(line, caller):
 
 
 def test_old_tls_is_refused_and_http2_is_spoken(line):
-    import socket
-
     def shake(minimum, maximum, ciphers=None):
         context = line.trust()
         context.minimum_version, context.maximum_version = minimum, maximum
         if ciphers:
             context.set_ciphers(ciphers)
         context.set_alpn_protocols(["h2", "http/1.1"])
-        with socket.create_connection(("127.0.0.1", line.port), 5) as raw:
-            with context.wrap_socket(raw, server_hostname="localhost") as shaken:
-                return shaken.version(), shaken.selected_alpn_protocol()
+        with (
+            socket.create_connection(("127.0.0.1", line.port), 5) as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as shaken,
+        ):
+            return shaken.version(), shaken.selected_alpn_protocol()
 
     assert shake(ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_3) == ("TLSv1.3", "h2")
     assert shake(ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2) == ("TLSv1.2", "h2")

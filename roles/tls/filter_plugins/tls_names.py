@@ -1,12 +1,14 @@
-"""What a certificate says about names: filters for the role `tls`."""
+"""What a certificate says about names and time: filters for the role `tls`. They run on the controller."""
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import re
 from collections.abc import Callable, Iterable
 
 from ansible.errors import AnsibleFilterError
+from cryptography import x509
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
@@ -41,15 +43,15 @@ def tls_alt_names(names: Iterable[str]) -> list[str]:
             found.add(f"DNS:{spelled}")
         else:
             raise AnsibleFilterError(
-                f"{name!r} cannot stand in a certificate. Mend: set line_host and line_names to what callers type "
-                "between https:// and the port: an address, or a name of letters, digits, hyphens and dots "
+                f"{name!r} cannot stand in a certificate. Mend: set line_host and line_names to what callers "
+                "type between https:// and the port: an address, or a name of letters, digits, dots, hyphens "
                 "(a name in another script in its xn-- form)."
             )
     return sorted(found)
 
 
 def _covered(name: str, alt_names: Iterable[str]) -> bool:
-    """Whether a certificate with these alternative names serves `name`; a wildcard stands for one label (RFC 6125)."""
+    """Whether a certificate with these names serves `name`; a wildcard stands for one label (RFC 6125)."""
     spelled = str(name).strip().lower().rstrip(".")
     address = _address(spelled)
     for entry in alt_names:
@@ -74,9 +76,26 @@ def tls_uncovered(names: Iterable[str], alt_names: Iterable[str]) -> list[str]:
     return [name for name in names if not _covered(name, entries)]
 
 
+def tls_lives_for(pem: str, days: int) -> bool:
+    """Whether the first certificate in `pem` is valid now and in so many days; nothing else is."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    try:
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+    except ValueError:
+        return False
+    return (
+        certificate.not_valid_before_utc <= now
+        and now + datetime.timedelta(days=days) < certificate.not_valid_after_utc
+    )
+
+
 class FilterModule:
     """Hands the filters to Ansible."""
 
     def filters(self) -> dict[str, Callable[..., object]]:
         """Names in templates, and what they call."""
-        return {"tls_alt_names": tls_alt_names, "tls_uncovered": tls_uncovered}
+        return {
+            "tls_alt_names": tls_alt_names,
+            "tls_uncovered": tls_uncovered,
+            "tls_lives_for": tls_lives_for,
+        }

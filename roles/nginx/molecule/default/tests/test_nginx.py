@@ -11,7 +11,8 @@ ASK = """
 import ssl, sys, urllib.error, urllib.request
 trust = ssl.create_default_context(cafile="/etc/hotline/tls/ca.pem")
 try:
-    answer = urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers={"Accept": sys.argv[2]}), context=trust, timeout=10)
+    request = urllib.request.Request(sys.argv[1], headers={"Accept": sys.argv[2]})
+    answer = urllib.request.urlopen(request, context=trust, timeout=10)
 except urllib.error.HTTPError as error:
     answer = error
 print(answer.status)
@@ -42,7 +43,10 @@ def test_the_lines_port_is_its_only_one(host):
     """Nothing of the distribution's default site; the machine's own port 80 is not ours to look at."""
     assert not host.file("/etc/nginx/sites-enabled/default").exists
     assert host.file("/etc/nginx/sites-available/default").exists
-    assert host.file("/var/lib/hotline/nginx/default-site").content_string.strip() == "/etc/nginx/sites-available/default"
+    assert (
+        host.file("/var/lib/hotline/nginx/default-site").content_string.strip()
+        == "/etc/nginx/sites-available/default"
+    )
     ports = host.check_output("ss -Hltnp | grep nginx | awk '{print $4}' | sort -u").split()
     assert ports == ["127.0.0.1:18998", "[::1]:18998"]
 
@@ -62,7 +66,10 @@ def test_it_answers_by_itself_while_nothing_else_is_there(host):
 
 def test_what_it_serves_is_what_is_written(host):
     _, body = ask(host, "/health/startup")
-    assert json.loads(body)["configuration"] in host.file("/etc/nginx/sites-available/hotline.conf").content_string
+    assert (
+        json.loads(body)["configuration"]
+        in host.file("/etc/nginx/sites-available/hotline.conf").content_string
+    )
 
 
 def test_requests_are_in_the_journal_without_their_queries(host):

@@ -1,5 +1,7 @@
 """What the role `tls` leaves on a host, and what it does not."""
 
+import json
+
 READ = """
 import json
 from cryptography import x509
@@ -21,8 +23,6 @@ print(json.dumps({
 
 
 def test_the_certificate_is_for_this_line(host):
-    import json
-
     read = json.loads(host.check_output("python3 -W ignore -c %s", READ))
     assert read == {
         "dns": ["localhost", "voice.example.org"],
@@ -35,7 +35,9 @@ def test_the_certificate_is_for_this_line(host):
 
 
 def test_the_authority_signed_it(host):
-    host.check_output("openssl verify -CAfile /etc/hotline/tls/ca.pem -purpose sslserver /etc/hotline/tls/fullchain.pem")
+    host.check_output(
+        "openssl verify -CAfile /etc/hotline/tls/ca.pem -purpose sslserver /etc/hotline/tls/fullchain.pem"
+    )
 
 
 def test_the_key_is_roots_alone(host):
@@ -47,7 +49,9 @@ def test_the_key_is_roots_alone(host):
 
 
 def test_the_authoritys_key_never_came_here(host):
-    keys = host.check_output("grep -rlE 'BEGIN (EC )?PRIVATE KEY' /etc/hotline /opt /var/lib/hotline /root /tmp || true")
+    keys = host.check_output(
+        "grep -rlE 'BEGIN (EC )?PRIVATE KEY' /etc/hotline /opt /var/lib/hotline /root /tmp || true"
+    )
     assert keys == "/etc/hotline/tls/privkey.pem"
 
 
