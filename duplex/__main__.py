@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 from aiohttp import web
 
 from duplex.engine import Engine, Sampling
-from duplex.measure import fill, most_slots
+from duplex.kernels import BLOCK
+from duplex.measure import affordable_blocks, fill, most_slots
 from duplex.model import Limits, UnsupportedModel, make_duplex
 from duplex.opus import Codecs
 from duplex.server import Pieces, Rules, Server
@@ -25,6 +27,8 @@ from duplex.weights import Checkpoint, find_checkpoint, load_mimi, load_moshi, r
 
 EXIT_BROKEN = 70  # sysexits.h EX_SOFTWARE: the supervisor starts it anew
 KV_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "fp32": torch.float32}
+NEAR_CODECS = 2
+"""Calls whose Opus is handled beside the server's loop: 0.4 ms per frame and call."""
 DEFAULT_REPO = "kyutai/moshiko-pytorch-bf16"
 
 
@@ -77,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     measuring = result.add_argument_group("measuring")
     measuring.add_argument("--random-weights", action="store_true", help="random weights of kyutai's 7B shape: nothing is downloaded")
     measuring.add_argument("--random-q8", action="store_true", help="the same in 8 bits")
+    measuring.add_argument("--mixed-ages", action="store_true", help="with --prefilled: each call counts as anything up to that long")
     measuring.add_argument("--prefilled", type=int, default=0, metavar="FRAMES", help="every call counts as this long already: full contexts from the first frame on")
     return result
 
@@ -103,7 +108,7 @@ def build(options: argparse.Namespace, checkpoint: Checkpoint) -> Engine:
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
         if options.memory_gb:
             total = torch.cuda.mem_get_info()[1]
             torch.cuda.set_per_process_memory_fraction(min(1.0, options.memory_gb * 1e9 / total))
@@ -115,13 +120,20 @@ def build(options: argparse.Namespace, checkpoint: Checkpoint) -> Engine:
         raise UnsupportedModel("--kv-dtype fp8 needs an Ada, Hopper or newer card: leave it out")
     moshi = load_moshi(checkpoint, device, dtype, options.random_q8)
     mimi = load_mimi(checkpoint, device)
-    say(f"weights of {checkpoint.name} loaded")
+    say(f"weights of {checkpoint.name} loaded ({time.process_time():.1f} s of processor time so far)")
     context = options.context or moshi.shape.context
     if options.slots is None:
         slots = most_slots(moshi, mimi, context, kv_dtype, options.memory_gb, say) if on_gpu else 1
     else:
         slots = options.slots
-    duplex = make_duplex(moshi, mimi, Limits(slots, context, kv_dtype))
+    limits = Limits(slots, context, kv_dtype)
+    if on_gpu:
+        blocks = affordable_blocks(moshi.shape, limits, options.memory_gb)
+        limits = replace(limits, blocks=blocks)
+        if blocks < slots * limits.blocks_per_ring:
+            average = blocks * BLOCK * 0.08 / slots
+            say(f"memory for {average:.0f} s per conversation on average: who finds no more forgets the oldest sooner")
+    duplex = make_duplex(moshi, mimi, limits)
     if options.prefilled:
         fill(duplex)
     engine = Engine(duplex)
@@ -163,7 +175,7 @@ async def serve(options: argparse.Namespace) -> int:
 
     server = Server(
         lambda: build(options, checkpoint),
-        Codecs(options.codec_workers),
+        Codecs(options.codec_workers, near=NEAR_CODECS),
         pieces_of(checkpoint),
         rules=Rules(
             resume_grace=options.resume_grace,
@@ -171,6 +183,7 @@ async def serve(options: argparse.Namespace) -> int:
             max_call_seconds=options.max_call_seconds,
             drain_seconds=options.drain_seconds,
             prefilled=options.prefilled,
+            mixed_ages=options.mixed_ages,
         ),
         sampling=sampling_from(options, checkpoint),
         describe=describe,

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ class Running:
     url: str
     command: str
     ready_s: float
+    status_url: str | None
 
 
 def free_port() -> int:
@@ -130,7 +132,8 @@ def engine(kind: str, arguments: Sequence[str], patience_s: float = 300) -> Iter
     """Start moshi.server or duplex, wait for its port, end it afterwards."""
     port = free_port()
     module = {"duplex": "duplex", "moshi": "moshi.server"}[kind]
-    own = ["--status-port", "0"] if kind == "duplex" else ["--static", "none"]
+    status_port = free_port()
+    own = ["--status-port", str(status_port)] if kind == "duplex" else ["--static", "none"]
     command = [sys.executable, "-m", module, "--host", "127.0.0.1", "--port", str(port), *own, *arguments]
     with tempfile.TemporaryFile() as log:
         started = time.monotonic()
@@ -146,7 +149,12 @@ def engine(kind: str, arguments: Sequence[str], patience_s: float = 300) -> Iter
                 except OSError:
                     time.sleep(0.05)
             shown = shlex.join(["python", *command[1:]])
-            yield Running(process, f"ws://127.0.0.1:{port}/api/chat", shown, time.monotonic() - started)
+            status = f"http://127.0.0.1:{status_port}/status" if kind == "duplex" else None
+            ready = time.monotonic() - started
+            log.seek(0)
+            print(log.read()[-2000:].decode(errors="replace") if kind == "duplex" else "", end="", flush=True)
+            log.seek(0, os.SEEK_END)
+            yield Running(process, f"ws://127.0.0.1:{port}/api/chat", shown, ready, status)
         finally:
             process.terminate()
             try:
@@ -183,6 +191,15 @@ def cpu_seconds(root: int) -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
+def inside(url: str | None) -> dict[str, Any]:
+    """Return what duplex says of its last 2048 steps."""
+    if url is None:
+        return {}
+    with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - an address of our own making
+        status = json.load(answer)
+    return {"step_ms": status["step_ms"], "batch": status["batch"], "server_turnaround_ms": status["turnaround_ms"]}
+
+
 def version_of(kind: str) -> str:
     """Return what was measured, as exactly as can be told."""
     try:
@@ -212,12 +229,14 @@ def measure(options: argparse.Namespace, kind: str, arguments: Sequence[str]) ->
                 "weights": options.weights,
                 "kv_dtype": options.kv_dtype if kind == "duplex" else "bf16",
                 "context": options.context,
+                "ages": "mixed" if options.mixed_ages else "full" if options.random_weights or options.q8 else "fresh",
                 "conversations": conversations,
                 "seconds": options.seconds,
                 **summarise(calls),
                 "cpu_cores": round(cores, 2),
                 "gpu_memory_gb": round(float(memory) * 1.048576e-3, 2) if memory else None,
                 "ready_s": round(running.ready_s, 1),
+                **inside(running.status_url),
                 "command": shlex.join(["python", "-m", "duplex.bench", *sys.argv[1:]]),
                 "engine_command": running.command,
             }
@@ -234,6 +253,7 @@ def show(row: dict[str, Any]) -> None:
         f"{row['engine']:13} {row['conversations']:4} conversations, {row['seconds']:g} s: turnaround p50 {turnaround['p50']} ms, "
         f"p95 {turnaround['p95']}, p99 {turnaround['p99']}; missed {row['missed_deadlines']} of {row['frames']} frames "
         f"({'-' if share is None else f'{share:.3%}'}); {row['cpu_cores']} cores, {row['gpu_memory_gb']} GB"
+        + (f"; step {row['step_ms']}, batch {row['batch']}" if "step_ms" in row else "")
         + (f"; FAILED {row['failed_calls']}" if row["failed_calls"] else ""),
         flush=True,
     )
@@ -294,6 +314,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--context", type=int, default=3000, help="frames a conversation of duplex remembers")
     result.add_argument("--memory-gb", type=float, help="GPU memory duplex may use")
     result.add_argument("--random-weights", action="store_true", help="random weights of the 7B shape, with full contexts")
+    result.add_argument("--mixed-ages", action="store_true", help="contexts of any length up to full instead of full ones")
     result.add_argument("--q8", action="store_true", help="random weights in 8 bits (duplex)")
     result.add_argument("--files", type=Path, help="with --random-weights: write them here (15.8 GB) and have both engines read the same files")
     result.add_argument("--json", type=Path, help="write the rows here")
@@ -344,7 +365,7 @@ def run(options: argparse.Namespace, extra: Sequence[str]) -> list[dict[str, Any
         duplex_arguments += ["--memory-gb", str(options.memory_gb)]
     common = list(extra)
     if options.random_weights or options.q8:
-        duplex_arguments += ["--prefilled", str(options.context)]
+        duplex_arguments += ["--prefilled", str(options.context)] + ["--mixed-ages"] * options.mixed_ages
         if options.files is not None or options.engine != "duplex":
             import torch  # noqa: PLC0415 - only files need it
 

@@ -96,7 +96,8 @@ class Engine:
         self._slots.fill_(self.slots)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._stream = torch.cuda.Stream() if self.on_gpu else None
-        self._done = torch.cuda.Event(blocking=True) if self.on_gpu else None
+        # Waiting spins, without the interpreter's lock: an interrupt would come a good part of a millisecond later.
+        self._done = torch.cuda.Event() if self.on_gpu else None
 
     # -------------------------------------------------------------------------------------------------------- start
 

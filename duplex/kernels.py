@@ -166,6 +166,49 @@ if triton is not None:
         tl.store(y_ptr + out, acc.to(y_ptr.dtype.element_ty), mask=ok)
 
 
+    @triton.jit
+    def _vector_kernel(
+        x_ptr, w_ptr, scale_ptr, norm_ptr, residual_ptr, y_ptr, n, k, eps,
+        NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, INT8: tl.constexpr,
+        BN: tl.constexpr, BK: tl.constexpr,
+    ):  # fmt: skip
+        # One row: no tensor core, no shared memory, everything a program needs in one or a few loads at once.
+        rn = tl.program_id(0) * BN + tl.arange(0, BN)
+        n_ok = rn < n
+        row = rn.to(tl.int64) * k
+        acc = tl.zeros((BN, BK), dtype=tl.float32)
+        value = tl.zeros((BN, BK), dtype=tl.float32)
+        squares = tl.zeros((BK,), dtype=tl.float32)
+        for start in range(0, k, BK):
+            rk = start + tl.arange(0, BK)
+            k_ok = rk < k
+            ok = n_ok[:, None] & k_ok[None, :]
+            w = tl.load(w_ptr + row[:, None] + rk[None, :], mask=ok, other=0.0).to(tl.float32)
+            x = tl.load(x_ptr + rk, mask=k_ok, other=0.0).to(tl.float32)
+            if NORM:
+                squares += x * x
+                x *= tl.load(norm_ptr + rk, mask=k_ok, other=0.0).to(tl.float32)
+            acc += w * x[None, :]
+            if GATED:
+                w2 = tl.load(w_ptr + row[:, None] + n.to(tl.int64) * k + rk[None, :], mask=ok, other=0.0).to(tl.float32)
+                value += w2 * x[None, :]
+        y = tl.sum(acc, axis=1)
+        v = tl.sum(value, axis=1)
+        if INT8:
+            y *= tl.load(scale_ptr + rn, mask=n_ok, other=0.0)
+            if GATED:
+                v *= tl.load(scale_ptr + n + rn, mask=n_ok, other=0.0)
+        if NORM:
+            inverse = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / k + eps)
+            y *= inverse
+            v *= inverse
+        if GATED:
+            y = y / (1.0 + tl.exp(-y)) * v
+        if RESIDUAL:
+            y += tl.load(residual_ptr + rn, mask=n_ok, other=0.0).to(tl.float32)
+        tl.store(y_ptr + rn, y.to(y_ptr.dtype.element_ty), mask=n_ok)
+
+
 class Tiling(NamedTuple):
     """How the kernel behind ``linear`` cuts a product."""
 
@@ -175,15 +218,19 @@ class Tiling(NamedTuple):
     stages: int
 
 
-def tiling(n: int, k: int, gated: bool) -> Tiling:
-    """Choose a tiling for a product with ``n`` outputs (after the gate) of ``k`` inputs.
+def tiling(n: int, k: int, gated: bool, columns: int) -> Tiling:
+    """Choose a tiling for a product with ``n`` outputs (after the gate) of ``k`` inputs and ``columns`` rows of x.
 
     Found by trying on an H100 (docs/duplex.md). Small outputs are cut finer, since every multiprocessor of the card
     needs some weights to read.
     """
     if n < 4096:
-        return Tiling(16, 128, 4, 4)
-    return Tiling(64, 128, 4, 3 if gated or n > 4096 else 5)
+        return Tiling(32, 128, 4, 4) if gated or n > 2048 else Tiling(16, 256, 4, 3)
+    if gated:
+        return Tiling(64, 128, 4, 3) if columns <= 16 else Tiling(64, 64, 4, 4)
+    if k > 4096:
+        return Tiling(32, 256, 4, 5)
+    return Tiling(64, 128, 4, 3 if n > 4096 else 5)
 
 
 def _linear_triton(
@@ -197,13 +244,26 @@ def _linear_triton(
     rows, k = x.shape
     n = weight.data.shape[0] // (2 if gated else 1)
     y = torch.empty(rows, n, dtype=x.dtype, device=x.device)
+    switches = {
+        "NORM": norm is not None,
+        "RESIDUAL": residual is not None,
+        "GATED": gated,
+        "INT8": weight.scale is not None,
+    }
+    if rows == 1 and k < 4096 and cut is None:
+        _vector_kernel[(triton.cdiv(n, 8),)](
+            x, weight.data, weight.scale, norm, residual, y, n, k, NORM_EPS, BN=8, BK=1024, num_warps=4, **switches
+        )
+        return y
     columns = min(128, max(16, triton.next_power_of_2(rows)))
-    cut = cut or tiling(n, k, gated)
+    cut = cut or tiling(n, k, gated, columns)
     inner = cut.inner if columns <= 64 else min(cut.inner, 128)
+    if x.dtype == torch.float32:
+        inner //= 2  # only for comparisons: twice the bytes have to fit into the same shared memory
     _linear_kernel[(triton.cdiv(n, cut.outputs), triton.cdiv(rows, columns))](
         x, weight.data, weight.scale, norm, residual, y, rows, n, k, NORM_EPS,
-        NORM=norm is not None, RESIDUAL=residual is not None, GATED=gated, INT8=weight.scale is not None,
         BR=columns, BN=cut.outputs, BK=inner, num_warps=cut.warps, num_stages=cut.stages if columns <= 64 else 3,
+        **switches,
     )  # fmt: skip
     return y
 

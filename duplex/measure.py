@@ -22,7 +22,7 @@ import torch
 from duplex import VERSION
 from duplex.engine import LADDER, Engine, Sampling
 from duplex.kernels import bytes_of
-from duplex.model import FRAME, Duplex, Limits, Mimi, Moshi, UnsupportedModel, make_duplex
+from duplex.model import FRAME, Duplex, Limits, Mimi, Moshi, Shape, UnsupportedModel, block_bytes, make_duplex
 from duplex.weights import load_mimi, load_moshi, random_checkpoint
 
 KV = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
@@ -65,10 +65,33 @@ def time_steps(engine: Engine, count: int, steps: int) -> dict[str, float]:
     return {f"p{p}": round(float(np.percentile(times, p)), 2) for p in (50, 95, 99)}
 
 
-RESERVE_GB = 2.5
+RESERVE_GB = 1.5
 """For graphs, cuDNN, cuBLAS and what PyTorch keeps in hand."""
 P99_MS = 60.0
 """What a step may take with every conversation in it."""
+
+
+OWN_GB = 0.025
+"""What a conversation takes beside its ring: Mimi's transformers and convolutions."""
+
+
+def usable_bytes(memory_gb: float | None) -> float:
+    """Return how much of the card is left for conversations once the weights are there."""
+    free, _ = torch.cuda.mem_get_info()
+    return min(free, (memory_gb or math.inf) * 1e9 - torch.cuda.memory_allocated()) - RESERVE_GB * 1e9
+
+
+def affordable_blocks(shape: Shape, limits: Limits, memory_gb: float | None) -> int:
+    """Return how many blocks of rings there is memory for, at most as many as all conversations can fill.
+
+    With fewer, conversations share them out as they grow, and those that find none left remember less.
+    """
+    each = block_bytes(shape, limits.kv_dtype)
+    blocks = int((usable_bytes(memory_gb) - limits.slots * OWN_GB * 1e9) // each)
+    if blocks < limits.slots:
+        needed = (limits.slots - blocks) * each / 1e9
+        raise UnsupportedModel(f"{needed:.1f} GB more of GPU memory are needed: use q8 weights, --kv-dtype fp8 or fewer --slots")
+    return min(blocks, limits.slots * limits.blocks_per_ring)
 
 
 def remembered(path: Path, key: str) -> int | None:
@@ -87,7 +110,6 @@ def most_slots(
 
     The answer is kept for this card, driver, version and settings, so that the next start need not measure.
     """
-    free, total = torch.cuda.mem_get_info()
     driver = torch.cuda.driver_version() if hasattr(torch.cuda, "driver_version") else ""
     weights = "q8" if moshi.layers[0].into.scale is not None else str(moshi.text_emb.dtype)
     parts = (torch.cuda.get_device_name(), driver, torch.__version__, VERSION, weights, context, kv_dtype, memory_gb)
@@ -97,13 +119,15 @@ def most_slots(
     if known := remembered(path, key):
         say(f"{known} conversations, as measured before on this card ({path})")
         return known
-    usable = min(free, (memory_gb or math.inf) * 1e9 - torch.cuda.memory_allocated()) - RESERVE_GB * 1e9
+    usable = usable_bytes(memory_gb)
     probe = Engine(make_duplex(moshi, mimi, Limits(1, context, kv_dtype)))
     each = probe.memory_per_slot()
     del probe
-    slots = min(int(usable // each) - 1, LADDER[-1])
+    gc.collect()
+    torch.cuda.empty_cache()
+    slots = min(int(usable // each), LADDER[-1])
     if slots < 1:
-        needed = (each * 2 + RESERVE_GB * 1e9 - usable) / 1e9
+        needed = (each - usable) / 1e9
         raise UnsupportedModel(f"{needed:.1f} GB more of GPU memory are needed: use q8 weights, --kv-dtype fp8 or a smaller --context")
     engine = Engine(make_duplex(moshi, mimi, Limits(slots, context, kv_dtype)))
     fill(engine.duplex)

@@ -496,6 +496,14 @@ class Limits:
         return math.ceil(self.context / BLOCK)
 
 
+def block_bytes(shape: Shape, kv_dtype: torch.dtype) -> int:
+    """Return the bytes of one block of all layers' rings."""
+    entry = shape.dim * kv_dtype.itemsize
+    if kv_dtype == torch.float8_e4m3fn:
+        entry += shape.heads * torch.bfloat16.itemsize
+    return shape.layers * 2 * BLOCK * entry
+
+
 @dataclass
 class Memory:
     """Everything that conversations remember; the last slot is trash, and block 0 its ring."""

@@ -10,6 +10,7 @@ import asyncio
 import codecs
 import contextlib
 import json
+import random
 import re
 import socket
 import time
@@ -57,6 +58,8 @@ class Rules:
     drain_seconds: float = 30.0
     prefilled: int = 0
     """Frames that every new call counts as spoken: for measuring."""
+    mixed_ages: bool = False
+    """Anything from 0 to ``prefilled`` instead."""
 
 
 class Words:
@@ -273,6 +276,8 @@ class Server:
         except ValueError as error:
             raise Refused("bad_setting", str(error), NOT_ALLOWED) from None
         prefilled = self.rules.prefilled
+        if self.rules.mixed_ages:
+            prefilled = random.randint(0, prefilled)
         try:
             slot = await self.conductor.do(lambda engine: engine.join(sampling, prefilled))
         except NoRoom:

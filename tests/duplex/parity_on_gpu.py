@@ -1,7 +1,8 @@
-"""On a GPU in bf16 with the real 7B shape: where duplex and upstream part, and where upstream parts from itself.
+"""On a GPU with the real 7B shape: where duplex and upstream part, and where upstream parts from itself.
 
-Random weights leave candidates so close that rounding decides between them, so greedy tokens part soon; the measure
-is upstream's own batch of two, which rounds otherwise than its batch of one. `python tests/duplex/parity_on_gpu.py`.
+In float32 the two say the same. In bf16 random weights leave candidates so close that rounding decides between them, so
+greedy tokens part soon, also between upstream in bf16 and upstream in float32, which is the measure.
+`python tests/duplex/parity_on_gpu.py` (80 GB).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def upstream(mimi: Any, lm: Any, pcm: Any, batch: int) -> Talk:
 
 def ours(mimi: Any, moshi: Any, pcm: Any) -> Talk:
     """Return the same of duplex."""
-    engine = Engine(make_duplex(moshi, mimi_from(mimi), Limits(1, 3000, torch.bfloat16)))
+    engine = Engine(make_duplex(moshi, mimi_from(mimi), Limits(1, 3000, moshi.text_emb.dtype)))
     engine.prepare()
     slot = engine.join(Sampling(temperature=0, text_temperature=0))
     answers = [engine.step([(slot, frame.cpu().numpy())])[0] for frame in pcm]
@@ -67,15 +68,27 @@ def main() -> None:
             buffer.normal_()
     mimi = mimi.to(device)
     config = dict(loaders._lm_kwargs)
-    state = random_state(shape_of(config), device, torch.bfloat16, False, 0)
-    with torch.device("meta"):
-        lm = loaders.get_moshi_lm(None, config, "meta", torch.bfloat16)
-    lm.load_state_dict(dict(state), assign=True)
-    lm.eval()
+    shape = shape_of(config)
+    state = random_state(shape, device, torch.bfloat16, False, 0)
     pcm = torch.randn(FRAMES, FRAME, device=device) * 0.1
+
+    def model(dtype: Any) -> Any:
+        lm = loaders.get_moshi_lm(None, config, "meta", dtype)
+        lm.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
+        return lm.eval()
+
+    lm = model(torch.bfloat16)
     alone, pair = upstream(mimi, lm, pcm, 1), upstream(mimi, lm, pcm, 2)
-    compare("upstream alone and upstream in a batch of 2", alone, pair)
-    compare("upstream alone and duplex", alone, ours(mimi, moshi_from(state, shape_of(config), torch.bfloat16), pcm))
+    mine = ours(mimi, moshi_from(dict(state), shape, torch.bfloat16), pcm)
+    del lm
+    exact = upstream(mimi, model(torch.float32), pcm, 1)
+    torch.cuda.empty_cache()
+    mine_exact = ours(mimi, moshi_from({n: v.float() for n, v in state.items()}, shape, torch.float32), pcm)
+    compare("float32: upstream and duplex", exact, mine_exact)
+    compare("bf16: upstream alone and upstream in a batch of 2", alone, pair)
+    compare("bf16: upstream and duplex", alone, mine)
+    compare("upstream in bf16 and in float32", alone, exact)
+    compare("duplex in bf16 and upstream in float32", mine, exact)
 
 
 if __name__ == "__main__":
