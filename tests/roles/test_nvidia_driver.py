@@ -174,7 +174,7 @@ COMMON = ["nvidia-persistenced", "nvidia-modprobe"]
 def test_debian_12() -> None:
     assert plan("Debian", "12.11", "6.1.0-37-amd64", 580, MIRROR) == {
         "repository": f"{MIRROR}/debian12/x86_64",
-        "before": ["ca-certificates", "gcc", "make", "linux-headers-6.1.0-37-amd64", "linux-headers-amd64"],
+        "before": ["ca-certificates", "linux-headers-6.1.0-37-amd64", "linux-headers-amd64"],
         "keyring": f"{MIRROR}/debian12/x86_64/cuda-keyring_1.1-1_all.deb",
         "contrib": True,
         "pinning": ["nvidia-driver-pinning-580"],
@@ -189,7 +189,7 @@ def test_debian_12() -> None:
 def test_ubuntu_up_to_580_carries_the_branch_in_its_names(version: str, kernel: str, system: str) -> None:
     assert plan("Ubuntu", version, kernel, 580, MIRROR) == {
         "repository": f"{MIRROR}/{system}/x86_64",
-        "before": ["ca-certificates", "gcc", "make", f"linux-headers-{kernel}"],
+        "before": ["ca-certificates", f"linux-headers-{kernel}"],
         "keyring": f"{MIRROR}/{system}/x86_64/cuda-keyring_1.1-1_all.deb",
         "contrib": False,
         "pinning": ["nvidia-driver-pinning-580"],
