@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import subprocess
@@ -124,12 +123,11 @@ def running(serving: Path, state: Path, *more: str) -> Iterator[Engine]:
             env=environment(state),
         )
     try:
-        for _ in range(600):
-            phase = state / "phase.json"
-            if phase.exists() and json.loads(phase.read_text())["phase"] == "ready":
-                break
-            if process.poll() is not None:
-                raise AssertionError(f"the engine ended with {process.returncode}:\n{log.read_text()}")
+        deadline = time.monotonic() + 300
+        while not ((state / "phase.json").exists() and "ready" in (state / "phase.json").read_text()):
+            ended = process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                raise AssertionError(f"the engine is not ready ({process.returncode}):\n{log.read_text()}")
             time.sleep(0.1)
         yield Engine(port, state, process, log)
     finally:

@@ -70,6 +70,18 @@ ASSERTED = (
             "do not fit",
         ),
         (
+            "raise RuntimeError('NOT_FOUND: \"/x/tokenizer.model\": No such file or directory')",
+            "missing_weights",
+            "site.yml",
+        ),
+        ("import json; json.loads('{')", "missing_weights", "Expecting property name"),
+        ("open('/usr/bin/no-such-gcc')", "other", "no-such-gcc"),
+        (
+            "from socket import create_server as serve\na = serve(('127.0.0.1', 0))\nserve(a.getsockname())",
+            "other",
+            "`ss -ltnp` names it",
+        ),
+        (
             "import argparse; argparse.ArgumentParser('server.py').parse_args(['--cpu-offload'])",
             "bad_flag",
             "unrecognized arguments: --cpu-offload. moshi.server does not take this argument: correct "

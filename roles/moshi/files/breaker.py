@@ -57,10 +57,11 @@ IN_LOG: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "missing_weights",
         re.compile(
-            r"(FileNotFoundError|No such file or directory|NotADirectoryError|Not found|PermissionError).*"
-            r"(\.safetensors|\.sft|tokenizer|\.model|config\.json|mimi|/models/)"
-            r"|SafetensorError|LocalEntryNotFoundError|OfflineModeIsEnabled"
-            r"|Error\(s\) in loading state_dict"
+            r"(?=.*(No such file|Not a directory|not.?found|Permission denied))"
+            r"(?=.*(\.safetensors|\.model\b|config\.json|mimi\.json|/models/))"
+            r"|SafetensorError|could not parse ModelProto|JSONDecodeError|Error\(s\) in loading state_dict"
+            r"|LocalEntryNotFoundError|OfflineModeIsEnabled",
+            re.IGNORECASE,
         ),
     ),
 )
@@ -82,6 +83,9 @@ MEND = {
     "again.",
     "other": "The journal of this engine says more.",
 }
+PORT_TAKEN = (
+    "Something else listens on the engine's port: `ss -ltnp` names it; end it, or set line_engine_port."
+)
 KERNEL_KILLED = (
     "The kernel killed it because the machine's memory (not the GPU's) ran out: loading takes about 2 GB "
     "besides the "
@@ -203,6 +207,8 @@ def judged(environment: Mapping[str, str], lines: list[str], killed_by_kernel: b
     if how in {"killed", "dumped"}:
         return "other", f"The engine was ended by SIG{status}. {MEND['other']}"
     said = last_error(lines)
+    if "address already in use" in said.lower():
+        return "other", PORT_TAKEN
     return (
         "other",
         f"{said.rstrip('.') or f'The engine ended by itself with status {status}'}. {MEND['other']}",

@@ -24,8 +24,8 @@ from roles.moshi.files import serve_weights
 STATE = Path("/var/lib/hotline/moshi/0")
 BREAKER = ["/opt/hotline/moshi/bin/breaker.py"]
 COUNTED = ["--state", str(STATE), "--max", "3", "--window", "300", "--delay", "2"]
-PORT = 8999
-START_LIMIT_S, CALL_S = 150, 20
+PORT = int(os.environ.get("PORT", "8999"))
+START_LIMIT_S, CALL_S = 150, int(os.environ.get("CALL_S", "20"))
 
 
 @dataclass
