@@ -28,6 +28,7 @@ const WANTED: MediaStreamConstraints = {
 export class Microphone {
   readonly #context: AudioContext;
   readonly #analyser: AnalyserNode;
+  readonly #latest: Float32Array<ArrayBuffer>;
   /** Keeps the encoder going when the microphone is gone: the engine's clock is the caller's sound, silence included. */
   readonly #silence: ConstantSourceNode;
   #stream: MediaStream;
@@ -52,6 +53,7 @@ export class Microphone {
   private constructor(context: AudioContext, stream: MediaStream) {
     this.#context = context;
     this.#analyser = new AnalyserNode(context, { fftSize: 2048 });
+    this.#latest = new Float32Array(this.#analyser.fftSize);
     this.#silence = new ConstantSourceNode(context, { offset: 0 });
     this.#silence.connect(this.#analyser);
     this.#silence.start();
@@ -95,9 +97,10 @@ export class Microphone {
 
   /** Loudness of what is sent, root mean square over the last 43 ms, 0 to 1. */
   get level(): number {
-    const samples = new Float32Array(this.#analyser.fftSize);
-    this.#analyser.getFloatTimeDomainData(samples);
-    return Math.sqrt(samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length);
+    this.#analyser.getFloatTimeDomainData(this.#latest);
+    let energy = 0;
+    for (const sample of this.#latest) energy += sample * sample;
+    return Math.sqrt(energy / this.#latest.length);
   }
 
   close(): void {

@@ -6,7 +6,9 @@ import { texts } from '../texts';
 /** Speech is quiet as a number (0.05) and loud to the ear: a root brings it to the eye's scale. */
 const shown = (level: number) => Math.min(1, Math.sqrt(level) * 1.6);
 /** How much of the way to a lower level is gone per picture: up at once, down slowly. */
-const FALL = 0.12;
+const FALL = 0.2;
+/** At most 30 pictures a second: the page's one thread also hands the sound on. */
+const PICTURE_MS = 30;
 
 interface Props {
   levels: () => Levels;
@@ -24,7 +26,11 @@ export function Voices({ levels, live, lost, muted }: Props) {
   useEffect(() => {
     if (!live) return;
     const now = { you: 0, moshi: 0 };
-    let picture = requestAnimationFrame(function draw() {
+    let latest = 0;
+    let picture = requestAnimationFrame(function draw(time: number) {
+      picture = requestAnimationFrame(draw);
+      if (time - latest < PICTURE_MS) return;
+      latest = time;
       const heard = levels();
       for (const [who, place] of [
         ['moshi', moshi],
@@ -34,7 +40,6 @@ export function Voices({ levels, live, lost, muted }: Props) {
         now[who] = level > now[who] ? level : now[who] + (level - now[who]) * FALL;
         place.current?.style.setProperty('--level', now[who].toFixed(3));
       }
-      picture = requestAnimationFrame(draw);
     });
     return () => {
       cancelAnimationFrame(picture);
