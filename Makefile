@@ -41,6 +41,10 @@ hosts:
 	    systemd-container systemd-nspawn "boots throwaway hosts" \
 	    openssh-client ssh "reaches hosts"
 
+.PHONY: lanes
+lanes:
+	@scripts/need nftables nft "gives two hosts at a time networks of their own"
+
 .PHONY: speech
 speech:
 	@scripts/need espeak-ng espeak-ng "speaks into the line, since nobody sits at a test"
@@ -85,7 +89,7 @@ nginx: .venv/.ready  ## the rendered nginx configuration, by requests to a real 
 	pytest tests/nginx
 
 .PHONY: molecule
-molecule: hosts .venv/.ready page-packages  ## check, converge, idempotence and verify of ROLE=name, or of every role
+molecule: hosts lanes .venv/.ready page-packages  ## check, converge, idempotence and verify of ROLE=name, or of every role
 	@scripts/each-role $(or $(ROLE),$(ROLES_WITH_TESTS))
 
 .PHONY: e2e
