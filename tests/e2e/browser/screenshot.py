@@ -97,7 +97,7 @@ def pair(browser: Browser, url: str, path: Path) -> None:
         with _opened(browser, url, size, scheme) as caller:
             caller.talk()
             caller.hear(100)
-            caller.page.wait_for_function("!document.querySelector('.hints .note')", timeout=60_000)
+            caller.page.locator(".hints .note").wait_for(state="detached", timeout=60_000)
             pictures[size] = base64.b64encode(caller.page.screenshot()).decode()
             caller.press("Hang up")
             caller.until_state("ended")
