@@ -293,6 +293,8 @@ class _Conversation:
             )
             mend = "is a firewall in the way, or is it the wrong address?"
             return Stop("unreachable", f"{place} {reached} within {self.patience.connect_s:g} s: {mend}")
+        if self.context is None and isinstance(error, aiohttp.ClientSSLError):
+            return Stop("unreachable", f"{place} sends plain http on to https: give https:// or wss://")
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             cause = error.certificate_error
             why = getattr(cause, "verify_message", "") or str(cause)

@@ -361,6 +361,18 @@ async def test_tls_to_a_plain_line_says_so(speech: Speech) -> None:
     assert "does not speak TLS" in recording.reason
 
 
+async def test_a_plain_call_that_is_sent_on_to_tls_says_so(tmp_path: Path, speech: Speech) -> None:
+    context, _ = certificate(tmp_path, "127.0.0.1")
+    async with running(Behaviour(), tls=context) as (url, _):
+        there = f"Location: {url.replace('wss', 'https')}"
+        server = await serve(f"HTTP/1.1 308 there\r\n{there}\r\nContent-Length: 0\r\n\r\n".encode())
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            recording = await call(f"ws://127.0.0.1:{port}", speech)
+    assert recording.outcome == "unreachable"
+    assert "give https://" in recording.reason
+
+
 def test_a_ca_file_that_is_none(tmp_path: Path, speech: Speech) -> None:
     (tmp_path / "bad.pem").write_text("no certificate")
     for name, reason in (("none.pem", "no such file"), ("bad.pem", "not a certificate")):

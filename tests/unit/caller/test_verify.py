@@ -44,7 +44,7 @@ async def verify(folder: Path, port: int, **variables: object) -> tuple[int, str
 async def test_it_prints_the_table_and_changes_nothing(tmp_path: Path) -> None:
     async with running(Behaviour(lag=1)) as (url, _):
         port = int(url.split(":")[2].split("/")[0])
-        status, said = await verify(tmp_path, port, verify_drift_ms_per_minute=0, verify_seconds=2)
+        status, said = await verify(tmp_path, port, verify_seconds=2)
     assert status == 0, said
     assert "25 sent, 24 answered, 0 lost" in said
     assert "160 in theory, 200 in practice" in said
