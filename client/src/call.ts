@@ -63,6 +63,8 @@ export interface Call {
   /** When the first conversation began, and when the call was over. */
   readonly began: number | null;
   readonly ended: number | null;
+  /** When the call before this one ended, if there was one: the line may still be clearing up after it. */
+  readonly before: number | null;
   /** Since when it has been trying to get through. */
   readonly tryingSince: number;
 }
@@ -92,6 +94,8 @@ const BACKOFF_MS = [500, 1000, 2000, 4000, 5000];
 /** A call is called slow from here on, and not any more from there, ms. */
 const SLOW_MS = 1500;
 const FAST_MS = 900;
+/** How long a line may be busy with a call that its caller has hung up: it frees a vanished one's engine within 15 s. */
+const CLEARING_MS = 15_000;
 /** Afterwards it is for the caller to decide, ms. */
 export const GIVE_UP_MS = 180_000;
 
@@ -107,6 +111,7 @@ export const idle: Call = {
   delay: 0,
   began: null,
   ended: null,
+  before: null,
   tryingSince: 0,
 };
 
@@ -114,7 +119,15 @@ export const idle: Call = {
 export function next(call: Call, event: Event, now: number): Call {
   switch (event.type) {
     case 'call':
-      return live(call) ? call : { ...idle, connection: call.connection, phase: 'asking', tryingSince: now };
+      return live(call)
+        ? call
+        : {
+            ...idle,
+            phase: 'asking',
+            connection: call.connection,
+            before: call.began === null ? null : call.ended,
+            tryingSince: now,
+          };
     case 'ready':
       return call.phase === 'asking' ? dial({ ...call, tryingSince: now }) : call;
     case 'impossible':
@@ -180,8 +193,10 @@ function dial(call: Call): Call {
 function lost(call: Call, trouble: Trouble, now: number): Call {
   const tryingSince = call.phase === 'talking' ? now : call.tryingSince;
   // A call that was answered once is worth waiting for. One that never was fails at once and in words, except when the
-  // line itself says that it is on its way up.
-  const worthIt = call.conversations > 0 ? trouble.fault !== 'not_allowed' : trouble.fault === 'starting';
+  // line itself says that it is on its way up, or when the one who keeps it busy is this caller's own last call.
+  const ownFault = trouble.fault === 'line_full' && call.before !== null && now - call.before < CLEARING_MS;
+  const worthIt =
+    call.conversations > 0 ? trouble.fault !== 'not_allowed' : trouble.fault === 'starting' || ownFault;
   if (!worthIt || now - tryingSince >= GIVE_UP_MS) return over(call, 'failed', trouble, now);
   const delay = BACKOFF_MS[Math.min(call.attempts, BACKOFF_MS.length - 1)] ?? 0;
   // What the line says beats what is guessed from a cut: keep the better explanation while it goes on.

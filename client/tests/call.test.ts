@@ -314,6 +314,17 @@ describe('the clock', () => {
   });
 });
 
+describe('a line that is busy right after hanging up', () => {
+  const again = next(next(states.ended, CALL, 5000), READY, 5100);
+  it('is waited for: it is still clearing up after the own last call', () =>
+    expect(next(again, FULL, 6000).phase).toBe('waiting'));
+  it('is busy with somebody else later on', () => expect(next(again, FULL, 30_000).phase).toBe('failed'));
+  it('is busy with somebody else if there was no last call', () => {
+    const tried = next(next(states.failed, CALL, 5000), READY, 5100);
+    expect(next(tried, FULL, 6000).phase).toBe('failed');
+  });
+});
+
 it('a new call forgets the old one', () => {
   const again = next(played([{ type: 'mute', muted: true }, HANGUP], states.talking), CALL, 50_000);
   expect(again).toMatchObject({ muted: false, conversations: 0, began: null, trouble: null });
