@@ -145,6 +145,17 @@ def test_an_ordinary_error_of_a_conversation_ends_nothing(stage: Stage) -> None:
     assert "invalid Ogg page" in done.stderr
 
 
+def test_a_caller_who_hangs_up_in_the_middle_of_an_answer_is_no_error(stage: Stage) -> None:
+    scene = (
+        "import logging\n"
+        "class ClientConnectionResetError(ConnectionResetError): pass\n"
+        "try: raise ClientConnectionResetError('Cannot write to closing transport')\n"
+        "except OSError: logging.getLogger('aiohttp.server').exception('Error handling request')\n"
+    )
+    done = stage.launch(scene)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.mark.parametrize("by", ["cause", "context"])
 def test_an_error_behind_the_error_counts(by: str) -> None:
     error = ValueError("what the handler raised")

@@ -127,9 +127,15 @@ class ServerErrors(logging.StreamHandler[TextIO]):
     """Print what aiohttp reports of a failed conversation; end the process when CUDA broke behind it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the record; leave with EXIT_BROKEN_CUDA if its exception says that no later call can work."""
+        """Print the record; leave with EXIT_BROKEN_CUDA if its exception says that no later call can work.
+
+        A caller who hangs up in the middle of an answer is no error: the lines of the call say it already.
+        """
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ConnectionResetError):
+            return
         super().emit(record)
-        if record.exc_info and breaks_cuda(record.exc_info[1]):
+        if breaks_cuda(error):
             print(
                 "hotline: CUDA does not work any more in this process, which therefore ends", file=sys.stderr
             )

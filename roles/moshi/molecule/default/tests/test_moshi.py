@@ -171,6 +171,17 @@ def test_the_sandbox_holds_as_the_kernel_reports_it(host):
     )
 
 
+def test_it_can_compile_and_run_what_it_compiled(host):
+    """torch.compile writes libraries into the cache and loads them: that folder is its own, writable and executable."""
+    pid = properties(host, "MainPID")["MainPID"]
+    code = (
+        "import os, shutil, subprocess; os.setgroups([]); os.setgid({0}); os.setuid({0}); "
+        "shutil.copy('/bin/true', '/var/cache/hotline/moshi/true'); "
+        "subprocess.run(['/var/cache/hotline/moshi/true'], check=True); os.remove('/var/cache/hotline/moshi/true')"
+    ).format(host.user("moshi").uid)
+    host.check_output("nsenter -t %s -m -- /usr/bin/python3 -c %s", pid, code)
+
+
 def test_its_exposure_is_2_0_or_better(host):
     scored = host.run(
         "systemd-analyze security --offline=true --threshold=20 /etc/systemd/system/moshi@.service"
