@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "roles/orchestrator/files/build_wheel.py"
@@ -112,3 +115,14 @@ def test_sources_that_are_broken_are_said(sources: Path) -> None:
     assert done.returncode == 1
     assert "could not be built" in done.stderr
     assert "Traceback" not in done.stderr.splitlines()[0]
+
+
+def test_what_is_tested_here_is_what_is_installed_there() -> None:
+    """The host's lock has all that the package asks for, in the versions that these tests run with."""
+    project = tomllib.loads((ROOT / "orchestrator/pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[<>=!~ ]", text)[0] for text in project["dependencies"]}
+    lock = (ROOT / "roles/orchestrator/files/requirements.txt").read_text()
+    pins = re.findall(r"^([a-z0-9-]+)==(\S+)(?: ; (.*?))? \\$", lock, re.MULTILINE)
+    locked = {name: pin for name, pin, marker in pins if "<" not in marker}
+    assert wanted <= set(locked)
+    assert {name: locked[name] for name in wanted} == {name: version(name) for name in wanted}
