@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from duplex.conductor import Conductor, Ear, Stepped, Stepper
@@ -106,6 +107,10 @@ class Call:
     more: asyncio.Event = field(default_factory=asyncio.Event)
     broken_at: float | None = None
     ended: str = ""
+    farewell: asyncio.Future[tuple[str, str, int]] | None = None
+    """Of a call with a socket: why it is to end, in a code, in words, as a close code. Its own task then says it."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while there is no socket."""
     wants_metadata: bool = False
     paused: bool = False
     frames: int = 0
@@ -209,7 +214,11 @@ class Server:
         code, words = ("engine_failed", "The engine failed and is being started anew.") if self.failure else (
             "going_away", "The engine is being stopped. Call again in a moment.")  # fmt: skip
         calls = list(self.calls.values())
-        await asyncio.gather(*(self._hang_up(call, code, words, TRY_LATER) for call in calls))
+        for call in calls:
+            self._dismiss(call, code, words, TRY_LATER)
+        waits = [call.gone.wait() for call in calls if call.socket is not None]
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*waits), 5)
         if self._ticker is not None:
             self._ticker.cancel()
         self.conductor.stop()
@@ -244,23 +253,37 @@ class Server:
             await self._say_and_close(ws, transport, refused.code, str(refused), refused.close)
             return ws
         call.transport = transport
+        call.gone.clear()
+        call.farewell = farewell = asyncio.get_running_loop().create_future()
         sender = asyncio.create_task(self._send(call, ws))
-        self._keep(sender)
+        receiver = asyncio.create_task(self._receive(call, ws))
         try:
-            await ws.send_bytes(bytes([HANDSHAKE]))
-            await self._receive(call, ws)
-        except (BadAudio, CodecDied) as error:
-            if not call.ended and isinstance(error, BadAudio):
-                await self._hang_up(call, "bad_audio", f"This is no Ogg/Opus stream ({error}).", NOT_ALLOWED)
-            elif not call.ended:
-                await self._hang_up(call, "codec_failed", f"{error}: call again in a moment.", TRY_LATER)
-        except (ConnectionError, RuntimeError):  # the socket closed under a write
-            pass
+            await asyncio.wait([receiver, farewell], return_when=asyncio.FIRST_COMPLETED)
+            # Closing while another task reads would cut the connection under the farewell.
+            receiver.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ConnectionError, RuntimeError):
+                try:
+                    await receiver
+                except BadAudio as error:
+                    self._dismiss(call, "bad_audio", f"This is no Ogg/Opus stream ({error}).", NOT_ALLOWED)
+                except CodecDied as error:
+                    self._dismiss(call, "codec_failed", f"{error}: call again in a moment.", TRY_LATER)
+            sender.cancel()
+            if farewell.done():
+                await self._say_and_close(ws, transport, *farewell.result())
         finally:
             sender.cancel()
-            if call.socket is ws:
-                await self._gone(call, ws)
+            receiver.cancel()
+            farewell.cancel()
+            await self._gone(call, ws)
+            call.gone.set()
         return ws
+
+    def _dismiss(self, call: Call, code: str, words: str, close: int) -> None:
+        """Have the task of a call say why it ends, and end it."""
+        if call.farewell is not None and not call.farewell.done():
+            call.farewell.set_result((code, words, close))
+        self._keep(asyncio.create_task(self._end(call, code)))
 
     async def _admit(self, request: web.Request, ws: web.WebSocketResponse) -> Call:
         if self.draining or self.failure is not None:
@@ -341,16 +364,6 @@ class Server:
         self.metrics.ended[reason] += 1
         self._event("ended", {"call": call.id, "reason": reason, "seconds": round(time.monotonic() - call.started, 1)})
 
-    async def _hang_up(self, call: Call, code: str, words: str, close: int) -> None:
-        """End a call and say why."""
-        ws, transport = call.socket, call.transport
-        ending = asyncio.create_task(self._end(call, code))
-        if ws is not None:
-            await self._say_and_close(ws, transport, code, words, close)
-        # An engine that failed obeys no more.
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(ending, 5)
-
     async def _say_and_close(
         self, ws: web.WebSocketResponse, transport: asyncio.Transport | None, code: str, words: str, close: int
     ) -> None:
@@ -367,6 +380,7 @@ class Server:
     # ----------------------------------------------------------------------------------------------------- receiving
 
     async def _receive(self, call: Call, ws: web.WebSocketResponse) -> None:
+        await ws.send_bytes(bytes([HANDSHAKE]))
         async for message in ws:
             if message.type is not WSMsgType.BINARY or not message.data:
                 continue  # text frames and empty messages mean nothing in this protocol
@@ -459,14 +473,25 @@ class Server:
                 while call.answers and call.codec is not None:
                     answer = call.answers.popleft()
                     if answer.pcm is not None:
-                        pages = await call.codec.encode(answer.pcm)
-                        if pages:
-                            await ws.send_bytes(bytes([AUDIO]) + pages)
-                            taken = time.monotonic() - answer.came
-                            call.turnaround_ms = 1000 * taken
-                            self.metrics.answered(taken)
+                        await self._send_audio(call, ws, answer)
                     if answer.text:
                         await ws.send_bytes(bytes([TEXT]) + answer.text.encode())
+
+    async def _send_audio(self, call: Call, ws: web.WebSocketResponse, answer: Waiting) -> None:
+        """Send a frame, in as many messages as the codec likes: the first leaves while the next is encoded."""
+        first = True
+        for part in np.split(answer.pcm, call.codec.parts) if answer.pcm is not None and call.codec else ():
+            if call.codec is None:
+                return
+            pages = await call.codec.encode(part)
+            if not pages:
+                continue
+            await ws.send_bytes(bytes([AUDIO]) + pages)
+            if first:
+                first = False
+                taken = time.monotonic() - answer.came
+                call.turnaround_ms = 1000 * taken
+                self.metrics.answered(taken)
 
     def _metadata(self, call: Call, content: dict[str, Any]) -> None:
         if call.wants_metadata and call.socket is not None and not call.ended:
@@ -495,10 +520,10 @@ class Server:
                         self._keep(asyncio.create_task(self._end(call, "broke")))
                 elif self.rules.max_call_seconds and now - call.started > self.rules.max_call_seconds:
                     words = f"A call on this line lasts at most {self.rules.max_call_seconds:g} seconds."
-                    self._keep(asyncio.create_task(self._hang_up(call, "too_long", words, NOT_ALLOWED)))
+                    self._dismiss(call, "too_long", words, NOT_ALLOWED)
                 elif self.rules.idle_timeout and now - call.last_audio > self.rules.idle_timeout:
                     words = f"Nothing was heard for {self.rules.idle_timeout:g} seconds."
-                    self._keep(asyncio.create_task(self._hang_up(call, "idle", words, NOT_ALLOWED)))
+                    self._dismiss(call, "idle", words, NOT_ALLOWED)
                 else:
                     self._report(call)
 
