@@ -35,6 +35,17 @@ help:  ## this list
 setup: .venv/.ready  ## the Python environment in .venv, for ansible-playbook
 	@echo "hotline: ready. Next: source .venv/bin/activate"
 
+.PHONY: page-packages
+page-packages: client/node_modules/.ready
+client/node_modules/.ready: client/package-lock.json .venv/.ready
+	@echo "hotline: fetching what the page is built with (npm ci)"
+	@cd client && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+.venv-engine/.ready: tests/engine/requirements.txt roles/moshi/files/locks/cpu-3.11.txt .venv/.ready
+	@echo "hotline: making .venv-engine (torch for the CPU and moshi, as hosts get them; a minute, only once)"
+	@tests/engine/make-venv
+
 .PHONY: hosts
 hosts:
 	@scripts/need debootstrap debootstrap "makes the base system of throwaway hosts" \
@@ -82,6 +93,10 @@ lint: .venv/.ready page-packages  ## ansible-lint (production), yamllint, ruff, 
 unit: .venv/.ready page-packages speech  ## tests that need neither a host nor torch
 	pytest tests/unit tests/roles
 	cd client && npm test --silent
+
+.PHONY: engine
+engine: .venv-engine/.ready  ## tests that need torch: kyutai's real moshi.server with the tiny model, 8-bit weights
+	.venv-engine/bin/python -m pytest tests/engine
 
 .PHONY: nginx
 nginx: .venv/.ready  ## the rendered nginx configuration, by requests to a real nginx
