@@ -30,6 +30,7 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 ROOT = Path(__file__).parents[2]
+NGINX = os.environ.get("HOTLINE_NGINX", "nginx")  # to try the configuration on another version
 HANDSHAKE, AUDIO, ERROR = b"\x00", b"\x01", b"\x05"
 FULL = 4  # connections that one client may have on the line with tight limits
 
@@ -170,7 +171,7 @@ class Line:
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
 
     def start(self) -> None:
-        self.process = subprocess.Popen(["nginx", "-c", str(self.folder / "nginx.conf")])
+        self.process = subprocess.Popen([NGINX, "-c", str(self.folder / "nginx.conf")])
         for _ in range(100):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -207,7 +208,7 @@ def variables(folder: Path) -> dict[str, Any]:
         "_nginx_page": f"{own}/page",
         "_nginx_tls_dir": f"{own}/tls",
         "_nginx_pid": f"{own}/nginx.pid",
-        "_nginx_test": ["nginx", "-t", "-q", "-c", f"{own}/nginx.conf"],
+        "_nginx_test": [NGINX, "-t", "-q", "-c", f"{own}/nginx.conf"],
         "_nginx_access_log": f"{own}/access.log",
         "_nginx_error_log": f"{own}/error.log crit",
     }
