@@ -84,7 +84,7 @@ def test_a_good_machine_passes_with_every_roles_real_defaults(machine: Machine) 
 
 def test_a_16_gb_card_is_told_q8(machine: Machine) -> None:
     said = told(check(machine.driver(RTX_4080), moshi_weights="hub", moshi_hf_endpoint="http://127.0.0.1:9"))
-    assert "18,740 MiB of GPU memory are needed for bf16, GPU 0 (NVIDIA GeForce RTX 4080) has 16,376." in said
+    assert "18,300 MiB of GPU memory are needed for bf16, GPU 0 (NVIDIA GeForce RTX 4080) has 16,376." in said
     assert "Mend: set moshi_quantization: q8." in said
 
 

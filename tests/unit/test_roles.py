@@ -44,7 +44,6 @@ def test_variables_carry_the_roles_name(role: str) -> None:
 @pytest.mark.parametrize("role", [r for r in ROLES if r not in ("service", "python_venv")])
 def test_main_is_a_table_of_contents(role: str) -> None:
     """Phases, each in a file of its own with one tag; a first phase that looks also runs for those that need it."""
-    own: list[str] = []
     for place, task in enumerate(read(role, "tasks/main.yml")):
         imported = task.get("ansible.builtin.import_tasks")
         assert imported, f"{task.get('name')} does something: main.yml only lists phases"
@@ -52,8 +51,6 @@ def test_main_is_a_table_of_contents(role: str) -> None:
         assert tags, f"{task['name']} has no tag"
         assert len(tags) == 1 or place == 0, f"{task['name']}: one tag a phase"
         assert all(re.fullmatch(rf"{role}_[a-z]+", tag) for tag in tags)
-        own.append(tags[0])
-    assert len(own) == len(set(own)), "each phase has a tag of its own"
 
 
 @pytest.mark.parametrize("role", ROLES)
