@@ -51,26 +51,77 @@ def parser() -> argparse.ArgumentParser:
     as_upstream = result.add_argument_group("as moshi.server")
     as_upstream.add_argument("--host", default="localhost", help="address to listen on")
     as_upstream.add_argument("--port", type=int, default=8998, help="port of /api/chat")
-    as_upstream.add_argument("--hf-repo", default=DEFAULT_REPO, help="where files that are not named come from; a q8 repository gives 8-bit weights")
+    as_upstream.add_argument(
+        "--hf-repo",
+        default=DEFAULT_REPO,
+        help="where files that are not named come from; a q8 repository gives 8-bit weights",
+    )
     as_upstream.add_argument("--config-path", help="config.json of the model")
     as_upstream.add_argument("--moshi-weight", help="the language model, .safetensors")
     as_upstream.add_argument("--mimi-weight", help="the codec, .safetensors")
     as_upstream.add_argument("--tokenizer", help="the text tokenizer, .model")
     as_upstream.add_argument("--device", default="cuda", help="cuda, cuda:1 … or cpu")
-    as_upstream.add_argument("--half", action="store_true", help="float16 instead of bfloat16, for cards before Ampere")
+    as_upstream.add_argument(
+        "--half", action="store_true", help="float16 instead of bfloat16, for cards before Ampere"
+    )
     as_upstream.add_argument("--static", default="none", help="directory of a page to serve at /, or none")
     own = result.add_argument_group("conversations")
-    own.add_argument("--slots", type=slots_of, default="auto", help="conversations at the same time; auto measures what this card can")
-    own.add_argument("--context", type=int, help="frames of 80 ms that a conversation remembers (default: the model's own, 3000: four minutes)")
-    own.add_argument("--kv-dtype", choices=list(KV_DTYPES), default="bf16", help="how that memory is kept; fp8 takes half, from Ada and Hopper on; on a cpu always fp32")
-    own.add_argument("--memory-gb", type=float, help="use at most this much of the card's memory (default: all)")
-    own.add_argument("--codec-workers", type=int, default=max(1, min(8, (os.cpu_count() or 2) // 2)), help="processes that encode and decode Opus")
-    own.add_argument("--idle-timeout", type=float, default=60.0, metavar="S", help="seconds without audio after which a call ends; 0: never")
-    own.add_argument("--max-call-seconds", type=float, default=0.0, metavar="S", help="longest call; 0: no limit")
-    own.add_argument("--resume-grace", type=float, default=15.0, metavar="S", help="seconds for which a broken call with an X-Call-Id is kept; 0: none")
-    own.add_argument("--drain-seconds", type=float, default=30.0, metavar="S", help="seconds that running calls get after SIGTERM")
-    sampling = result.add_argument_group("sampling, where the caller's URL says nothing (defaults: the model's, else as shown)")
-    sampling.add_argument("--temperature", type=float, help=f"audio; 0 takes the likeliest ({Sampling.temperature})")
+    own.add_argument(
+        "--slots",
+        type=slots_of,
+        default="auto",
+        help="conversations at the same time; auto measures what this card can",
+    )
+    own.add_argument(
+        "--context",
+        type=int,
+        help="frames of 80 ms that a conversation remembers (default: the model's own, 3000: four minutes)",
+    )
+    own.add_argument(
+        "--kv-dtype",
+        choices=list(KV_DTYPES),
+        default="bf16",
+        help="how that memory is kept; fp8 takes half, from Ada and Hopper on; on a cpu always fp32",
+    )
+    own.add_argument(
+        "--memory-gb", type=float, help="use at most this much of the card's memory (default: all)"
+    )
+    own.add_argument(
+        "--codec-workers",
+        type=int,
+        default=max(1, min(8, (os.cpu_count() or 2) // 2)),
+        help="processes that encode and decode Opus",
+    )
+    own.add_argument(
+        "--idle-timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds without audio after which a call ends; 0: never",
+    )
+    own.add_argument(
+        "--max-call-seconds", type=float, default=0.0, metavar="S", help="longest call; 0: no limit"
+    )
+    own.add_argument(
+        "--resume-grace",
+        type=float,
+        default=15.0,
+        metavar="S",
+        help="seconds for which a broken call with an X-Call-Id is kept; 0: none",
+    )
+    own.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds that running calls get after SIGTERM",
+    )
+    sampling = result.add_argument_group(
+        "sampling, where the caller's URL says nothing (defaults: the model's, else as shown)"
+    )
+    sampling.add_argument(
+        "--temperature", type=float, help=f"audio; 0 takes the likeliest ({Sampling.temperature})"
+    )
     sampling.add_argument("--top-k", type=int, help=f"audio candidates ({Sampling.top_k})")
     sampling.add_argument("--text-temperature", type=float, help=f"text ({Sampling.text_temperature})")
     sampling.add_argument("--text-top-k", type=int, help=f"text candidates ({Sampling.text_top_k})")
@@ -79,10 +130,24 @@ def parser() -> argparse.ArgumentParser:
     inside.add_argument("--status-host", default="127.0.0.1", help="address to listen on")
     inside.add_argument("--status-port", type=int, default=9299, help="port; 0: none")
     measuring = result.add_argument_group("measuring")
-    measuring.add_argument("--random-weights", action="store_true", help="random weights of kyutai's 7B shape: nothing is downloaded")
+    measuring.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="random weights of kyutai's 7B shape: nothing is downloaded",
+    )
     measuring.add_argument("--random-q8", action="store_true", help="the same in 8 bits")
-    measuring.add_argument("--mixed-ages", action="store_true", help="with --prefilled: each call counts as anything up to that long")
-    measuring.add_argument("--prefilled", type=int, default=0, metavar="FRAMES", help="every call counts as this long already: full contexts from the first frame on")
+    measuring.add_argument(
+        "--mixed-ages",
+        action="store_true",
+        help="with --prefilled: each call counts as anything up to that long",
+    )
+    measuring.add_argument(
+        "--prefilled",
+        type=int,
+        default=0,
+        metavar="FRAMES",
+        help="every call counts as this long already: full contexts from the first frame on",
+    )
     return result
 
 
@@ -132,7 +197,10 @@ def build(options: argparse.Namespace, checkpoint: Checkpoint) -> Engine:
         limits = replace(limits, blocks=blocks)
         if blocks < slots * limits.blocks_per_ring:
             average = blocks * BLOCK * 0.08 / slots
-            say(f"memory for {average:.0f} s per conversation on average: who finds no more forgets the oldest sooner")
+            say(
+                f"memory for {average:.0f} s per conversation on average: "
+                "who finds no more of it forgets the oldest sooner"
+            )
     duplex = make_duplex(moshi, mimi, limits)
     if options.prefilled:
         fill(duplex)
@@ -170,7 +238,11 @@ async def serve(options: argparse.Namespace) -> int:
         about: dict[str, Any] = {"weights": checkpoint.name, "kv_dtype": options.kv_dtype}
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             free, total = torch.cuda.mem_get_info()
-            about |= {"card": torch.cuda.get_device_name(), "gpu_memory_bytes": total - free, "gpu_memory_total_bytes": total}
+            about |= {
+                "card": torch.cuda.get_device_name(),
+                "gpu_memory_bytes": total - free,
+                "gpu_memory_total_bytes": total,
+            }
         return about
 
     server = Server(
@@ -215,7 +287,10 @@ async def serve(options: argparse.Namespace) -> int:
             door.router.add_static("/", options.static)
         await listen(door, options.host, options.port)
         slots = server.conductor.engine.slots
-        say(f"ready after {time.monotonic() - started:.1f} s: {slots} conversations on {options.host}:{options.port}")
+        say(
+            f"ready after {time.monotonic() - started:.1f} s: "
+            f"{slots} conversations on {options.host}:{options.port}"
+        )
         await server.over.wait()
     except UnsupportedModel as error:
         say(str(error))

@@ -1,9 +1,9 @@
 """How many callers a voice engine carries, and how quickly it answers: ``python -m duplex.bench``.
 
-Real WebSocket callers with real Opus (the package ``caller``), each in real time and out of step with the others,
-against any server of Moshi's protocol: one that is running (``--url``), or moshi.server and duplex started in turn.
-Turnaround is from the last byte of a frame in to the first byte of its answer out. A frame that is never answered has
-missed its deadline as one has that is answered after 80 ms.
+Real WebSocket callers with real Opus (the package ``caller``), each in real time and out of step with the
+others, against any server of Moshi's protocol: one that is running (``--url``), or moshi.server and duplex
+started in turn. Turnaround is from the last byte of a frame in to the first byte of its answer out. A frame
+that is never answered has missed its deadline as one has that is answered after 80 ms.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class BenchError(RuntimeError):
     """Nothing was measured."""
 
 
-# ----------------------------------------------------------------------------------------------------------- callers
+# ---------------------------------------------------------------------------------------------------- callers
 
 
 async def speak(url: str, count: int, seconds: float, seed: int) -> list[dict[str, Any]]:
@@ -75,7 +75,8 @@ def callers(url: str, conversations: int, seconds: float) -> list[dict[str, Any]
         left -= shares[-1]
     base = [sys.executable, "-m", "duplex.bench", "--url", url, "--seconds", str(seconds), "--as-callers"]
     children = [
-        subprocess.Popen([*base, str(share), "--seed", str(i)], stdout=subprocess.PIPE) for i, share in enumerate(shares)
+        subprocess.Popen([*base, str(share), "--seed", str(i)], stdout=subprocess.PIPE)
+        for i, share in enumerate(shares)
     ]
     results: list[dict[str, Any]] = []
     for child in children:
@@ -95,18 +96,21 @@ def summarise(calls: list[dict[str, Any]]) -> dict[str, Any]:
     drifts = [one["drift_ms_per_minute"] for one in calls if one["drift_ms_per_minute"] is not None]
     clocks = [one["clock_p99_ms"] for one in calls if one["clock_p99_ms"] is not None]
     return {
-        "turnaround_ms": {name: round(percentile(times, share), 2) if times else None for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))},
+        "turnaround_ms": {
+            name: round(percentile(times, share), 2) if times else None
+            for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+        },
         "missed_deadlines": late + lost,
         "missed_share": round((late + lost) / frames, 6) if frames else None,
         "frames": frames,
         "lost": lost,
-        "drift_ms_per_minute": round(max(drifts, key=abs), 2) if drifts else None,
+        "drift_ms_per_minute": round(max(drifts, key=lambda drift: abs(float(drift))), 2) if drifts else None,
         "callers_clock_p99_ms": round(max(clocks), 2) if clocks else None,
         "failed_calls": [one["reason"] for one in calls if one["outcome"] != "ok"][:5],
     }
 
 
-# ------------------------------------------------------------------------------------------------------------ engine
+# ----------------------------------------------------------------------------------------------------- engine
 
 
 @dataclass
@@ -142,7 +146,9 @@ def engine(kind: str, arguments: Sequence[str], patience_s: float = 300) -> Iter
             while True:
                 if process.poll() is not None or time.monotonic() - started > patience_s:
                     log.seek(0)
-                    raise BenchError(f"{shlex.join(command)} did not start:\n{log.read()[-3000:].decode(errors='replace')}")
+                    raise BenchError(
+                        f"{shlex.join(command)} did not start:\n{log.read()[-3000:].decode(errors='replace')}"
+                    )
                 try:
                     socket.create_connection(("127.0.0.1", port), 1).close()
                     break
@@ -167,7 +173,11 @@ def engine(kind: str, arguments: Sequence[str], patience_s: float = 300) -> Iter
 def gpu(query: str) -> str | None:
     """Ask nvidia-smi about the first card; None without one."""
     try:
-        answer = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"], capture_output=True, check=True)
+        answer = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return answer.stdout.decode().splitlines()[0].strip()
@@ -197,7 +207,11 @@ def inside(url: str | None) -> dict[str, Any]:
         return {}
     with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - an address of our own making
         status = json.load(answer)
-    return {"step_ms": status["step_ms"], "batch": status["batch"], "server_turnaround_ms": status["turnaround_ms"]}
+    return {
+        "step_ms": status["step_ms"],
+        "batch": status["batch"],
+        "server_turnaround_ms": status["turnaround_ms"],
+    }
 
 
 def version_of(kind: str) -> str:
@@ -229,7 +243,11 @@ def measure(options: argparse.Namespace, kind: str, arguments: Sequence[str]) ->
                 "weights": options.weights,
                 "kv_dtype": options.kv_dtype if kind == "duplex" else "bf16",
                 "context": options.context,
-                "ages": "mixed" if options.mixed_ages else "full" if options.random_weights or options.q8 else "fresh",
+                "ages": "mixed"
+                if options.mixed_ages
+                else "full"
+                if options.random_weights or options.q8
+                else "fresh",
                 "conversations": conversations,
                 "seconds": options.seconds,
                 **summarise(calls),
@@ -250,8 +268,9 @@ def show(row: dict[str, Any]) -> None:
     turnaround = row["turnaround_ms"]
     share = row["missed_share"]
     print(
-        f"{row['engine']:13} {row['conversations']:4} conversations, {row['seconds']:g} s: turnaround p50 {turnaround['p50']} ms, "
-        f"p95 {turnaround['p95']}, p99 {turnaround['p99']}; missed {row['missed_deadlines']} of {row['frames']} frames "
+        f"{row['engine']:13} {row['conversations']:4} conversations, {row['seconds']:g} s: "
+        f"turnaround p50 {turnaround['p50']} ms, p95 {turnaround['p95']}, p99 {turnaround['p99']}; "
+        f"missed {row['missed_deadlines']} of {row['frames']} frames "
         f"({'-' if share is None else f'{share:.3%}'}); {row['cpu_cores']} cores, {row['gpu_memory_gb']} GB"
         + (f"; step {row['step_ms']}, batch {row['batch']}" if "step_ms" in row else "")
         + (f"; FAILED {row['failed_calls']}" if row["failed_calls"] else ""),
@@ -261,17 +280,29 @@ def show(row: dict[str, Any]) -> None:
 
 def plot(rows: list[dict[str, Any]]) -> str:
     """Draw turnaround over conversations as an SVG: p50 and p99, and the 80 ms that a frame has."""
-    points = sorted((r["conversations"], r["turnaround_ms"]) for r in rows if r["engine"] == "duplex" and r["turnaround_ms"]["p50"])
+    points = sorted(
+        (r["conversations"], r["turnaround_ms"])
+        for r in rows
+        if r["engine"] == "duplex" and r["turnaround_ms"]["p50"]
+    )
     widest = max([count for count, _ in points] or [1])
     highest = max([80.0, *(t["p99"] for _, t in points)]) * 1.1
 
     def at(count: float, ms: float) -> str:
         return f"{60 + 520 * count / widest:.1f},{340 - 300 * ms / highest:.1f}"
 
-    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 400" font-family="sans-serif" font-size="12">']
-    parts.append('<rect width="620" height="400" fill="white"/><path d="M60 30V340H590" fill="none" stroke="#333"/>')
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 400" '
+        'font-family="sans-serif" font-size="12">'
+    ]
+    parts.append(
+        '<rect width="620" height="400" fill="white"/><path d="M60 30V340H590" fill="none" stroke="#333"/>'
+    )
     left, right = at(0, DEADLINE_MS), at(widest, DEADLINE_MS)
-    parts.append(f'<path d="M{left}L{right}" stroke="#c33" stroke-dasharray="4"/><text x="66" y="24">ms from a frame in to its answer out</text>')
+    parts.append(
+        f'<path d="M{left}L{right}" stroke="#c33" stroke-dasharray="4"/>'
+        '<text x="66" y="24">ms from a frame in to its answer out</text>'
+    )
     for name, colour in (("p50", "#277"), ("p99", "#727")):
         path = " ".join(at(count, t[name]) for count, t in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
@@ -285,7 +316,9 @@ def plot(rows: list[dict[str, Any]]) -> str:
         x = at(count, 0).split(",")[0]
         parts.append(f'<text x="{x}" y="358" text-anchor="middle">{count}</text>')
     card = rows[0]["card"] if rows else ""
-    parts.append(f'<text x="320" y="385" text-anchor="middle">conversations at the same time, {card}</text></svg>')
+    parts.append(
+        f'<text x="320" y="385" text-anchor="middle">conversations at the same time, {card}</text></svg>'
+    )
     return "\n".join(parts) + "\n"
 
 
@@ -294,7 +327,9 @@ def compare(rows: list[dict[str, Any]]) -> dict[str, float]:
     alone = {row["engine"]: row["turnaround_ms"] for row in rows if row["conversations"] == 1}
     if set(alone) != {"duplex", "moshi.server"} or not all(t["p50"] for t in alone.values()):
         return {}
-    return {name: round(alone["moshi.server"][name] / alone["duplex"][name], 2) for name in ("p50", "p95", "p99")}
+    return {
+        name: round(alone["moshi.server"][name] / alone["duplex"][name], 2) for name in ("p50", "p95", "p99")
+    }
 
 
 def parser() -> argparse.ArgumentParser:
@@ -305,18 +340,37 @@ def parser() -> argparse.ArgumentParser:
         epilog="What follows -- goes to the engines that are started.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    result.add_argument("--url", help="measure a server that is running, for example ws://127.0.0.1:8998/api/chat")
-    result.add_argument("--engine", choices=["duplex", "moshi", "both"], default="duplex", help="which engines to start")
-    result.add_argument("-n", "--conversations", type=int, nargs="+", default=[1], help="numbers of callers, one after the other")
+    result.add_argument(
+        "--url", help="measure a server that is running, for example ws://127.0.0.1:8998/api/chat"
+    )
+    result.add_argument(
+        "--engine", choices=["duplex", "moshi", "both"], default="duplex", help="which engines to start"
+    )
+    result.add_argument(
+        "-n",
+        "--conversations",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="numbers of callers, one after the other",
+    )
     result.add_argument("--seconds", type=float, default=30.0, help="length of each call")
     result.add_argument("--slots", type=int, help="room in duplex (default: the largest number of callers)")
     result.add_argument("--kv-dtype", default="bf16", choices=["bf16", "fp8"], help="of duplex")
     result.add_argument("--context", type=int, default=3000, help="frames a conversation of duplex remembers")
     result.add_argument("--memory-gb", type=float, help="GPU memory duplex may use")
-    result.add_argument("--random-weights", action="store_true", help="random weights of the 7B shape, with full contexts")
-    result.add_argument("--mixed-ages", action="store_true", help="contexts of any length up to full instead of full ones")
+    result.add_argument(
+        "--random-weights", action="store_true", help="random weights of the 7B shape, with full contexts"
+    )
+    result.add_argument(
+        "--mixed-ages", action="store_true", help="contexts of any length up to full instead of full ones"
+    )
     result.add_argument("--q8", action="store_true", help="random weights in 8 bits (duplex)")
-    result.add_argument("--files", type=Path, help="with --random-weights: write them here (15.8 GB) and have both engines read the same files")
+    result.add_argument(
+        "--files",
+        type=Path,
+        help="with --random-weights: write them here (15.8 GB) and have both engines read the same files",
+    )
     result.add_argument("--json", type=Path, help="write the rows here")
     result.add_argument("--plot", type=Path, help="draw turnaround over callers here (.svg)")
     result.add_argument("--as-callers", type=int, help=argparse.SUPPRESS)
@@ -327,7 +381,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    own, extra = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    own, extra = (
+        (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    )
     options = parser().parse_args(own)
     if options.as_callers:
         print(json.dumps(asyncio.run(speak(options.url, options.as_callers, options.seconds, options.seed))))
@@ -339,7 +395,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     ratio = compare(rows)
     if ratio:
-        print(f"duplex answers one caller quicker than moshi.server: p50 {ratio['p50']} times, p95 {ratio['p95']}, p99 {ratio['p99']}")
+        print(
+            f"duplex answers one caller quicker than moshi.server: p50 {ratio['p50']} times, "
+            f"p95 {ratio['p95']}, p99 {ratio['p99']}"
+        )
     if options.json:
         options.json.write_text(json.dumps({"rows": rows, "ratio": ratio}, indent=1) + "\n", encoding="utf-8")
     if options.plot:
@@ -349,18 +408,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, extra: Sequence[str]) -> list[dict[str, Any]]:
     """Measure what the options ask for."""
-    options.weights = "random, q8" if options.q8 else "random, bf16" if options.random_weights else "as started"
+    options.weights = (
+        "random, q8" if options.q8 else "random, bf16" if options.random_weights else "as started"
+    )
     if options.url:
         rows = []
         for conversations in options.conversations:
             figures = summarise(callers(options.url, conversations, options.seconds))
-            about = {"card": None, "engine": options.url, "version": None, "weights": None, "kv_dtype": None, "context": None}
-            own = {"conversations": conversations, "seconds": options.seconds, "cpu_cores": None, "gpu_memory_gb": None, "ready_s": None}
-            rows.append({**about, **own, **figures, "command": shlex.join(["python", "-m", "duplex.bench", *sys.argv[1:]])})
+            about = {
+                "card": None,
+                "engine": options.url,
+                "version": None,
+                "weights": None,
+                "kv_dtype": None,
+                "context": None,
+            }
+            own = {
+                "conversations": conversations,
+                "seconds": options.seconds,
+                "cpu_cores": None,
+                "gpu_memory_gb": None,
+                "ready_s": None,
+            }
+            rows.append(
+                {
+                    **about,
+                    **own,
+                    **figures,
+                    "command": shlex.join(["python", "-m", "duplex.bench", *sys.argv[1:]]),
+                }
+            )
             show(rows[-1])
         return rows
     slots = options.slots or max(options.conversations)
-    duplex_arguments = ["--slots", str(slots), "--kv-dtype", options.kv_dtype, "--context", str(options.context)]
+    duplex_arguments = [
+        "--slots",
+        str(slots),
+        "--kv-dtype",
+        options.kv_dtype,
+        "--context",
+        str(options.context),
+    ]
     if options.memory_gb:
         duplex_arguments += ["--memory-gb", str(options.memory_gb)]
     common = list(extra)
@@ -371,7 +459,9 @@ def run(options: argparse.Namespace, extra: Sequence[str]) -> list[dict[str, Any
 
             from duplex.weights import write_random  # noqa: PLC0415
 
-            common += write_random(options.files or Path(tempfile.gettempdir()) / "hotline-random-7b", torch.device("cuda"))
+            common += write_random(
+                options.files or Path(tempfile.gettempdir()) / "hotline-random-7b", torch.device("cuda")
+            )
             torch.cuda.empty_cache()
         else:
             duplex_arguments += ["--random-q8" if options.q8 else "--random-weights"]

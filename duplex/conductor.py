@@ -1,8 +1,8 @@
 """The thread that owns the engine: work-conserving, continuous batching.
 
-A step starts as soon as a frame waits and the last step is done, and takes one frame of every conversation that has
-one. Nothing waits for a tick or for company. While a step runs, frames gather for the next one: the more callers, the
-fuller the batches, by themselves.
+A step starts as soon as a frame waits and the last step is done, and takes one frame of every conversation
+that has one. Nothing waits for a tick or for company. While a step runs, frames gather for the next one: the
+more callers, the fuller the batches, by themselves.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Conductor(threading.Thread):
         self._stopping = False
         self.engine: Any = None
 
-    # ------------------------------------------------------------------------------------- called by the event loop
+    # ------------------------------------------------------------------------------- called by the event loop
 
     def do(self, order: Callable[[Any], T]) -> asyncio.Future[T]:
         """Have the thread call ``order(engine)`` between two steps."""
@@ -86,7 +86,9 @@ class Conductor(threading.Thread):
         return future
 
     def hear(self, ear: Ear, pcm: Sound, came: float) -> int:
-        """Give a conversation a frame; return how many of its oldest ones were dropped to keep it in the present."""
+        """Give a conversation a frame; return how many of its oldest ones were dropped to keep it in the
+        present.
+        """
         dropped = 0
         with self._wake:
             if ear.closed:
@@ -115,7 +117,7 @@ class Conductor(threading.Thread):
             self._stopping = True
             self._wake.notify()
 
-    # ------------------------------------------------------------------------------------------------ in the thread
+    # ------------------------------------------------------------------------------------------ in the thread
 
     def run(self) -> None:
         """Build the engine, then step while there is something to step."""
@@ -123,7 +125,7 @@ class Conductor(threading.Thread):
             self.engine = self._build()
             while self._once():
                 pass
-        except BaseException as error:  # noqa: BLE001 - whatever it was, the engine is gone: everyone has to know
+        except BaseException as error:
             self._tell(self._failed, error)
 
     def _tell(self, what: Callable[[Any], None], argument: object) -> None:
@@ -172,4 +174,3 @@ class Conductor(threading.Thread):
         except LookupError as error:  # NoRoom: an answer; anything else means that the engine is gone
             failure = error
         self._tell(lambda _: settle(result, failure), None)
-

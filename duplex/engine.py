@@ -1,4 +1,5 @@
-"""The engine: slots, rings of memory and CUDA graphs around ``Duplex.step``. Not thread-safe: one thread owns it.
+"""The engine: slots, rings of memory and CUDA graphs around ``Duplex.step``. Not thread-safe: one thread owns
+it.
 
 A step launches one CUDA graph and waits once, for tokens and sound on their way to pinned memory. Graphs are
 captured for a ladder of batch sizes, so that three callers do not pay for thirty-eight.
@@ -28,7 +29,9 @@ class NoRoom(LookupError):  # noqa: N818 - an answer, not a fault
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a conversation draws its tokens; temperature 0 takes the likeliest. Defaults are upstream's (LMGen)."""
+    """How a conversation draws its tokens; temperature 0 takes the likeliest. Defaults are upstream's
+    (LMGen).
+    """
 
     temperature: float = 0.8
     top_k: int = 250
@@ -84,7 +87,9 @@ class Engine:
             self.sizes[-1] = most = self.slots
 
         def pair(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.zeros(shape, dtype=dtype, pin_memory=self.on_gpu), torch.zeros(shape, dtype=dtype, device=self.device)
+            return torch.zeros(shape, dtype=dtype, pin_memory=self.on_gpu), torch.zeros(
+                shape, dtype=dtype, device=self.device
+            )
 
         self._slots_host, self._slots = pair((most,), torch.int64)
         self._pcm_host, self._pcm = pair((most, FRAME), torch.float32)
@@ -96,13 +101,16 @@ class Engine:
         self._slots.fill_(self.slots)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._stream = torch.cuda.Stream() if self.on_gpu else None
-        # Waiting spins, without the interpreter's lock: an interrupt would come a good part of a millisecond later.
+        # Waiting spins, without the interpreter's lock: an interrupt would come a good part of a millisecond
+        # later.
         self._done = torch.cuda.Event() if self.on_gpu else None
 
-    # -------------------------------------------------------------------------------------------------------- start
+    # -------------------------------------------------------------------------------------------------- start
 
     def prepare(self, say: Callable[[str], None] = lambda line: None) -> None:
-        """Warm up and capture a graph per batch size, the largest first, so that the others fit into its memory."""
+        """Warm up and capture a graph per batch size, the largest first, so that the others fit into its
+        memory.
+        """
         if not self.on_gpu:
             self._body(1)
             return
@@ -125,12 +133,13 @@ class Engine:
         self._tokens[:size].copy_(result.tokens)
         self._sound[:size].copy_(result.pcm)
 
-    # -------------------------------------------------------------------------------------------------------- seats
+    # -------------------------------------------------------------------------------------------------- seats
 
     def join(self, sampling: Sampling | None = None, spoken: int = 0) -> int:
         """Take a slot for a new conversation. Raises NoRoom.
 
-        ``spoken`` frames count as spoken already, with whatever lies in the rings: for measuring full contexts.
+        ``spoken`` frames count as spoken already, with whatever lies in the rings: for measuring full
+        contexts.
         """
         if not self.free or not self.free_blocks:
             raise NoRoom(f"all {self.slots} conversations are taken")
@@ -184,10 +193,10 @@ class Engine:
             with torch.cuda.stream(self._stream), torch.inference_mode():
                 self.duplex.memory.capacity[slot] = seat.capacity
 
-    # --------------------------------------------------------------------------------------------------------- step
+    # --------------------------------------------------------------------------------------------------- step
 
     def step(self, frames: Sequence[tuple[int, Sound]]) -> list[Answer]:
-        """Take conversations one frame further: (slot, 1920 samples) each, no slot twice, at most all slots."""
+        """Take conversations one frame further: (slot, 1920 samples) each, no slot twice."""
         size = next(size for size in self.sizes if size >= len(frames))
         for row, (slot, pcm) in enumerate(frames):
             self._make_room(slot)

@@ -1,4 +1,5 @@
-"""The five operations that a measurement asked to have written by hand, each as a Triton kernel and as plain PyTorch.
+"""The five operations that a measurement asked to have written by hand, each as a Triton kernel and as plain
+PyTorch.
 
 ``linear``            weights times a handful of rows, with RMSNorm before and SiLU gate or residual after
 ``rotate_and_store``  RoPE on queries and keys; keys and values into a conversation's ring (bf16 or 8-bit)
@@ -6,10 +7,10 @@
 ``attend_codebooks``  the depformer's attention over at most eight codebooks
 ``sample``            temperature, top-k and a random number per conversation
 
-Each picks the kernel for tensors on a GPU and its twin, ``*_plain``, everywhere else; tests hold the two together.
-At these sizes everything waits for memory: the weights (15 GB in bf16) and the rings (1.6 GB per conversation) go
-through the chip once per frame, and the time of a frame is their size over the card's bandwidth. So the kernels read
-each byte once and launch seldom.
+Each picks the kernel for tensors on a GPU and its twin, ``*_plain``, everywhere else; tests hold the two
+together. At these sizes everything waits for memory: the weights (15 GB in bf16) and the rings (1.6 GB per
+conversation) go through the chip once per frame, and the time of a frame is their size over the card's
+bandwidth. So the kernels read each byte once and launch seldom.
 """
 
 from __future__ import annotations
@@ -64,12 +65,14 @@ def make_rings(
     rings = []
     for _ in range(layers):
         k, v = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        scales = (torch.zeros(shape[:3], dtype=torch.bfloat16, device=device) if scaled else None for _ in range(2))
+        scales = (
+            torch.zeros(shape[:3], dtype=torch.bfloat16, device=device) if scaled else None for _ in range(2)
+        )
         rings.append(Rings(k, v, *scales))
     return rings
 
 
-# ------------------------------------------------------------------------------------------------------------ linear
+# ----------------------------------------------------------------------------------------------------- linear
 
 
 def dequantized(weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -104,8 +107,8 @@ def linear(
 ) -> Tensor:
     """Return ``residual + gate(norm(x) @ weight.T)``; what is not given is left out.
 
-    x: (rows, K); weight: (N, K), for ``gated`` the gate's rows before the value's; norm: (K,) RMSNorm's scale.
-    Returns (rows, N), or (rows, N / 2) when gated.
+    x: (rows, K); weight: (N, K), for ``gated`` the gate's rows before the value's; norm: (K,) RMSNorm's
+    scale. Returns (rows, N), or (rows, N / 2) when gated.
     """
     if not x.is_cuda:
         return linear_plain(x, weight, norm, residual, gated)
@@ -120,7 +123,8 @@ if triton is not None:
         NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, INT8: tl.constexpr,
         BR: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
-        # The weights are the left operand: their rows fill the tensor core, the few conversations are its columns.
+        # The weights are the left operand: their rows fill the tensor core, the few conversations are its
+        # columns.
         rn = tl.program_id(0) * BN + tl.arange(0, BN)
         rr = tl.program_id(1) * BR + tl.arange(0, BR)
         n_ok = rn < n
@@ -165,7 +169,6 @@ if triton is not None:
             acc += tl.load(residual_ptr + out, mask=ok, other=0.0).to(tl.float32)
         tl.store(y_ptr + out, acc.to(y_ptr.dtype.element_ty), mask=ok)
 
-
     @triton.jit
     def _vector_kernel(
         x_ptr, w_ptr, scale_ptr, norm_ptr, residual_ptr, y_ptr, n, k, eps,
@@ -190,7 +193,9 @@ if triton is not None:
                 x *= tl.load(norm_ptr + rk, mask=k_ok, other=0.0).to(tl.float32)
             acc += w * x[None, :]
             if GATED:
-                w2 = tl.load(w_ptr + row[:, None] + n.to(tl.int64) * k + rk[None, :], mask=ok, other=0.0).to(tl.float32)
+                w2 = tl.load(w_ptr + row[:, None] + n.to(tl.int64) * k + rk[None, :], mask=ok, other=0.0).to(
+                    tl.float32
+                )
                 value += w2 * x[None, :]
         y = tl.sum(acc, axis=1)
         v = tl.sum(value, axis=1)
@@ -219,10 +224,11 @@ class Tiling(NamedTuple):
 
 
 def tiling(n: int, k: int, gated: bool, columns: int) -> Tiling:
-    """Choose a tiling for a product with ``n`` outputs (after the gate) of ``k`` inputs and ``columns`` rows of x.
+    """Choose a tiling for a product with ``n`` outputs (after the gate) of ``k`` inputs and ``columns`` rows
+    of x.
 
-    Found by trying on an H100 (docs/duplex.md). Small outputs are cut finer, since every multiprocessor of the card
-    needs some weights to read.
+    Found by trying on an H100 (docs/duplex.md). Small outputs are cut finer, since every multiprocessor of
+    the card needs some weights to read.
     """
     if n < 4096:
         return Tiling(32, 128, 4, 4) if gated or n > 2048 else Tiling(16, 256, 4, 3)
@@ -252,7 +258,19 @@ def _linear_triton(
     }
     if rows == 1 and k < 4096 and cut is None:
         _vector_kernel[(triton.cdiv(n, 8),)](
-            x, weight.data, weight.scale, norm, residual, y, n, k, NORM_EPS, BN=8, BK=1024, num_warps=4, **switches
+            x,
+            weight.data,
+            weight.scale,
+            norm,
+            residual,
+            y,
+            n,
+            k,
+            NORM_EPS,
+            BN=8,
+            BK=1024,
+            num_warps=4,
+            **switches,
         )
         return y
     columns = min(128, max(16, triton.next_power_of_2(rows)))
@@ -262,33 +280,44 @@ def _linear_triton(
         inner //= 2  # only for comparisons: twice the bytes have to fit into the same shared memory
     _linear_kernel[(triton.cdiv(n, cut.outputs), triton.cdiv(rows, columns))](
         x, weight.data, weight.scale, norm, residual, y, rows, n, k, NORM_EPS,
-        BR=columns, BN=cut.outputs, BK=inner, num_warps=cut.warps, num_stages=cut.stages if columns <= 64 else 3,
-        **switches,
+        BR=columns, BN=cut.outputs, BK=inner, num_warps=cut.warps,
+        num_stages=cut.stages if columns <= 64 else 3, **switches,
     )  # fmt: skip
     return y
 
 
-# -------------------------------------------------------------------------------------------------------------- RoPE
+# ------------------------------------------------------------------------------------------------------- RoPE
 
 
 def rope_angles(position: Tensor, frames: int, width: int, max_period: float) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine for ``frames`` positions from ``position`` (B,) on: two (B, frames, width / 2) float32."""
+    """Return cosine and sine for ``frames`` positions from ``position`` (B,) on: two (B, frames, width / 2)
+    float32.
+    """
     steps = torch.arange(width // 2, device=position.device, dtype=torch.float32)
-    frequencies = torch.exp(steps * (-torch.log(torch.full((), max_period, device=position.device)) * 2 / width))
+    frequencies = torch.exp(
+        steps * (-torch.log(torch.full((), max_period, device=position.device)) * 2 / width)
+    )
     times = position.float()[:, None] + torch.arange(frames, device=position.device, dtype=torch.float32)
     angles = times[..., None] * frequencies
     return torch.cos(angles), torch.sin(angles)
 
 
 def _to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``x`` (..., D) as float8 and its scale (...) as bfloat16. The scale is rounded before it is used."""
+    """Return ``x`` (..., D) as float8 and its scale (...) as bfloat16. The scale is rounded before it is
+    used.
+    """
     scale = (x.float().abs().amax(-1) / FP8_MAX).clamp(min=1e-12).to(torch.bfloat16)
     scaled = (x.float() / scale.float()[..., None]).clamp(-FP8_MAX, FP8_MAX)
     return scaled.to(torch.float8_e4m3fn), scale
 
 
 def rotate_and_store_plain(
-    qkv: Tensor, angles: tuple[Tensor, Tensor], rings: Rings, table: Tensor, position: Tensor, capacity: Tensor
+    qkv: Tensor,
+    angles: tuple[Tensor, Tensor],
+    rings: Rings,
+    table: Tensor,
+    position: Tensor,
+    capacity: Tensor,
 ) -> Tensor:
     """Twin of the kernel behind ``rotate_and_store``."""
     cos, sin = (angle[:, :, None] for angle in angles)
@@ -315,13 +344,19 @@ def rotate_and_store_plain(
 
 
 def rotate_and_store(
-    qkv: Tensor, angles: tuple[Tensor, Tensor], rings: Rings, table: Tensor, position: Tensor, capacity: Tensor
+    qkv: Tensor,
+    angles: tuple[Tensor, Tensor],
+    rings: Rings,
+    table: Tensor,
+    position: Tensor,
+    capacity: Tensor,
 ) -> Tensor:
-    """Turn queries and keys by their position; keep keys and values in the conversations' rings; return the queries.
+    """Turn queries and keys by their position; keep keys and values in the conversations' rings; return the
+    queries.
 
-    qkv: (B, T, 3 * heads * D); angles: see ``rope_angles``; table: (B, blocks per ring) int32, where a ring's blocks
-    lie in ``rings``; position: (B,) int64, of the first of T frames; capacity: (B,) int64, frames in each ring.
-    Returns (B, T, heads, D).
+    qkv: (B, T, 3 * heads * D); angles: see ``rope_angles``; table: (B, blocks per ring) int32, where a ring's
+    blocks lie in ``rings``; position: (B,) int64, of the first of T frames; capacity: (B,) int64, frames in
+    each ring. Returns (B, T, heads, D).
     """
     if not qkv.is_cuda:
         return rotate_and_store_plain(qkv, angles, rings, table, position, capacity)
@@ -344,7 +379,8 @@ if triton is not None:
     @triton.jit
     def _rotate_and_store_kernel(
         qkv_ptr, cos_ptr, sin_ptr, q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, position_ptr,
-        capacity_ptr, blocks, FRAMES: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_: tl.constexpr,
+        capacity_ptr, blocks,
+        FRAMES: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_: tl.constexpr,
         FP8: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0)
@@ -376,19 +412,25 @@ if triton is not None:
 
 
 def _rotate_and_store_triton(
-    qkv: Tensor, angles: tuple[Tensor, Tensor], rings: Rings, table: Tensor, position: Tensor, capacity: Tensor
+    qkv: Tensor,
+    angles: tuple[Tensor, Tensor],
+    rings: Rings,
+    table: Tensor,
+    position: Tensor,
+    capacity: Tensor,
 ) -> Tensor:
     batch, frames, _ = qkv.shape
     _, heads, _, width = rings.k.shape
     q = torch.empty(batch, frames, heads, width, dtype=qkv.dtype, device=qkv.device)
     _rotate_and_store_kernel[(batch * frames, heads)](
-        qkv, angles[0], angles[1], q, rings.k, rings.v, rings.k_scale, rings.v_scale, table, position, capacity,
-        table.shape[1], FRAMES=frames, HEADS=heads, D=width, BLOCK_=BLOCK, FP8=rings.k_scale is not None, num_warps=1,
+        qkv, angles[0], angles[1], q, rings.k, rings.v, rings.k_scale, rings.v_scale, table, position,
+        capacity, table.shape[1], FRAMES=frames, HEADS=heads, D=width, BLOCK_=BLOCK,
+        FP8=rings.k_scale is not None, num_warps=1,
     )  # fmt: skip
     return q
 
 
-# --------------------------------------------------------------------------------------------------------- attention
+# -------------------------------------------------------------------------------------------------- attention
 
 
 def attend_plain(q: Tensor, rings: Rings, table: Tensor, position: Tensor, capacity: Tensor) -> Tensor:
@@ -415,8 +457,9 @@ def attend_plain(q: Tensor, rings: Rings, table: Tensor, position: Tensor, capac
 def attend(q: Tensor, rings: Rings, table: Tensor, position: Tensor, capacity: Tensor) -> Tensor:
     """Let T new frames look at what their conversation's ring holds, each up to itself.
 
-    q: (B, T, heads, D), already in the rings (``rotate_and_store``); the rest as there. Keys carry their position in
-    their rotation, so their order in the ring does not matter, only which are held. Returns (B, T, heads * D).
+    q: (B, T, heads, D), already in the rings (``rotate_and_store``); the rest as there. Keys carry their
+    position in their rotation, so their order in the ring does not matter, only which are held. Returns (B,
+    T, heads * D).
     """
     if not q.is_cuda:
         return attend_plain(q, rings, table, position, capacity)
@@ -427,8 +470,9 @@ if triton is not None:
 
     @triton.jit
     def _attend_kernel(
-        q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, position_ptr, capacity_ptr, out_ptr, part_ptr,
-        blocks, softmax_scale, FRAMES: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_: tl.constexpr,
+        q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr, position_ptr, capacity_ptr, out_ptr,
+        part_ptr, blocks, softmax_scale,
+        FRAMES: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_: tl.constexpr,
         FP8: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0)
@@ -495,7 +539,8 @@ if triton is not None:
 
 
 PROGRAMS = 2048
-"""How many programs ``attend`` wants at least: enough that the last ones to finish do not hold up the card."""
+"""How many programs ``attend`` wants at least: enough that the last ones to finish do not hold up the card.
+"""
 
 
 def _attend_triton(q: Tensor, rings: Rings, table: Tensor, position: Tensor, capacity: Tensor) -> Tensor:
@@ -505,11 +550,14 @@ def _attend_triton(q: Tensor, rings: Rings, table: Tensor, position: Tensor, cap
         splits *= 2
     out = torch.empty(batch, frames, heads * width, dtype=q.dtype, device=q.device)
     parts = torch.empty(
-        batch * frames * heads * splits * (width + 2) if splits > 1 else 0, dtype=torch.float32, device=q.device
+        batch * frames * heads * splits * (width + 2) if splits > 1 else 0,
+        dtype=torch.float32,
+        device=q.device,
     )
     _attend_kernel[(batch * frames, heads, splits)](
-        q, rings.k, rings.v, rings.k_scale, rings.v_scale, table, position, capacity, out, parts, table.shape[1],
-        width**-0.5, FRAMES=frames, HEADS=heads, D=width, BLOCK_=BLOCK, FP8=rings.k_scale is not None, SPLITS=splits,
+        q, rings.k, rings.v, rings.k_scale, rings.v_scale, table, position, capacity, out, parts,
+        table.shape[1], width**-0.5, FRAMES=frames, HEADS=heads, D=width, BLOCK_=BLOCK,
+        FP8=rings.k_scale is not None, SPLITS=splits,
         STAGES=2, num_warps=4,
     )  # fmt: skip
     if splits > 1:
@@ -517,7 +565,7 @@ def _attend_triton(q: Tensor, rings: Rings, table: Tensor, position: Tensor, cap
     return out
 
 
-# --------------------------------------------------------------------------------------------------------- depformer
+# -------------------------------------------------------------------------------------------------- depformer
 
 
 def attend_codebooks_plain(qkv: Tensor, keys: Tensor, values: Tensor, codebook: int) -> Tensor:
@@ -579,11 +627,13 @@ def _attend_codebooks_triton(qkv: Tensor, keys: Tensor, values: Tensor, codebook
     return out
 
 
-# ---------------------------------------------------------------------------------------------------------- sampling
+# --------------------------------------------------------------------------------------------------- sampling
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Scramble 32 bits held in int64: the finaliser `lowbias32` of C. Wellons' hash-prospector (public domain)."""
+    """Scramble 32 bits held in int64: the finaliser `lowbias32` of C. Wellons' hash-prospector (public
+    domain).
+    """
     mask = 0xFFFFFFFF
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & mask
     x = ((x ^ (x >> 15)) * 0x846CA68B) & mask
@@ -604,7 +654,9 @@ def sample_plain(
 ) -> Tensor:
     """Twin of the kernel behind ``sample``."""
     scores = logits.float()
-    kth = scores.sort(dim=-1, descending=True).values.gather(1, (top_k.clamp(1, scores.shape[-1]) - 1)[:, None])
+    kth = scores.sort(dim=-1, descending=True).values.gather(
+        1, (top_k.clamp(1, scores.shape[-1]) - 1)[:, None]
+    )
     noise = -torch.log(-torch.log(_uniform_plain(seed, position, stream, scores.shape[-1])))
     drawn = scores / temperature.clamp(min=1e-6)[:, None] + noise
     drawn = torch.where(scores >= kth, drawn, -torch.inf)
@@ -616,9 +668,9 @@ def sample(
 ) -> Tensor:
     """Draw one token per conversation. The same seed and position give the same draw in whatever company.
 
-    logits: (B, card); temperature: (B,) float32, 0 takes the likeliest; top_k: (B,) int64, candidates (more where
-    the last ones tie); seed: (B,) int64 below 2**32; position: (B,) int64, the frame; stream: 0 text, 1 … 8 audio.
-    Returns (B,) int64. Adding Gumbel noise and taking the largest draws from the softmax.
+    logits: (B, card); temperature: (B,) float32, 0 takes the likeliest; top_k: (B,) int64, candidates (more
+    where the last ones tie); seed: (B,) int64 below 2**32; position: (B,) int64, the frame; stream: 0 text, 1
+    … 8 audio. Returns (B,) int64. Adding Gumbel noise and taking the largest draws from the softmax.
     """
     if not logits.is_cuda:
         return sample_plain(logits, temperature, top_k, seed, position, stream)
@@ -644,7 +696,8 @@ if triton is not None:
         score = tl.load(logits_ptr + b * card + i, mask=ok, other=-float("inf")).to(tl.float32)
         temperature = tl.load(temperature_ptr + b)
         if temperature > 0:
-            # The k-th largest, bit by bit: as unsigned integers, floats with their sign folded sort like floats.
+            # The k-th largest, bit by bit: as unsigned integers, floats with their sign folded sort like
+            # floats.
             wanted = tl.load(top_k_ptr + b).to(tl.int32)
             bits = score.to(tl.uint32, bitcast=True)
             keys = tl.where((bits >> 31) != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)

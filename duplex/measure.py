@@ -1,7 +1,8 @@
 """Where a step's time goes: ``python -m duplex.measure`` prints it for random weights of the real 7B shape.
 
-No server, no sockets: steps of the engine with full contexts, timed one by one from the call to the answer in host
-memory, then the parts of a step by CUDA events. What callers see is measured by ``python -m duplex.bench``.
+No server, no sockets: steps of the engine with full contexts, timed one by one from the call to the answer in
+host memory, then the parts of a step by CUDA events. What callers see is measured by ``python -m
+duplex.bench``.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def affordable_blocks(shape: Shape, limits: Limits, memory_gb: float | None) -> 
     blocks = int((usable_bytes(memory_gb) - limits.slots * OWN_GB * 1e9) // each)
     if blocks < limits.slots:
         needed = (limits.slots - blocks) * each / 1e9
-        raise UnsupportedModel(f"{needed:.1f} GB more of GPU memory are needed: use q8 weights, --kv-dtype fp8 or fewer --slots")
+        raise UnsupportedModel(
+            f"{needed:.1f} GB more of GPU memory are needed: use q8 weights, --kv-dtype fp8 or fewer --slots"
+        )
     return min(blocks, limits.slots * limits.blocks_per_ring)
 
 
@@ -104,7 +107,12 @@ def remembered(path: Path, key: str) -> int | None:
 
 
 def most_slots(
-    moshi: Moshi, mimi: Mimi, context: int, kv_dtype: torch.dtype, memory_gb: float | None, say: Callable[[str], None]
+    moshi: Moshi,
+    mimi: Mimi,
+    context: int,
+    kv_dtype: torch.dtype,
+    memory_gb: float | None,
+    say: Callable[[str], None],
 ) -> int:
     """Return how many conversations this card holds in time: what memory allows, then lowered until p99 fits.
 
@@ -112,9 +120,20 @@ def most_slots(
     """
     driver = torch.cuda.driver_version() if hasattr(torch.cuda, "driver_version") else ""
     weights = "q8" if moshi.layers[0].into.scale is not None else str(moshi.text_emb.dtype)
-    parts = (torch.cuda.get_device_name(), driver, torch.__version__, VERSION, weights, context, kv_dtype, memory_gb)
+    parts = (
+        torch.cuda.get_device_name(),
+        driver,
+        torch.__version__,
+        VERSION,
+        weights,
+        context,
+        kv_dtype,
+        memory_gb,
+    )
     key = " ".join(map(str, parts))
-    home = os.environ.get("CACHE_DIRECTORY") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    home = (
+        os.environ.get("CACHE_DIRECTORY") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    )
     path = Path(home.split(":")[0]) / "hotline-duplex-slots.json"
     if known := remembered(path, key):
         say(f"{known} conversations, as measured before on this card ({path})")
@@ -128,7 +147,10 @@ def most_slots(
     slots = min(int(usable // each), LADDER[-1])
     if slots < 1:
         needed = (each - usable) / 1e9
-        raise UnsupportedModel(f"{needed:.1f} GB more of GPU memory are needed: use q8 weights, --kv-dtype fp8 or a smaller --context")
+        raise UnsupportedModel(
+            f"{needed:.1f} GB more of GPU memory are needed: "
+            "use q8 weights, --kv-dtype fp8 or a smaller --context"
+        )
     engine = Engine(make_duplex(moshi, mimi, Limits(slots, context, kv_dtype)))
     fill(engine.duplex)
     engine.prepare()
@@ -202,9 +224,13 @@ def parts(duplex: Duplex, size: int) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m duplex.measure", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m duplex.measure", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("--slots", type=int, default=38, help="conversations to make room for")
-    parser.add_argument("--context", type=int, default=3000, help="frames of 80 ms that a conversation remembers")
+    parser.add_argument(
+        "--context", type=int, default=3000, help="frames of 80 ms that a conversation remembers"
+    )
     parser.add_argument("--kv-dtype", choices=list(KV), default="bf16")
     parser.add_argument("--q8", action="store_true", help="8-bit weights")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8, 16, 24, 32, 38])
@@ -222,7 +248,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     engine.prepare()
     ready = time.perf_counter() - start
     free, total = torch.cuda.mem_get_info()
-    print(f"ready in {ready:.1f} s, {(total - free) / 1e9:.1f} GB used, {engine.memory_per_slot() / 1e9:.3f} GB each", flush=True)
+    print(
+        f"ready in {ready:.1f} s, {(total - free) / 1e9:.1f} GB used, "
+        f"{engine.memory_per_slot() / 1e9:.3f} GB each",
+        flush=True,
+    )
     rows = {}
     for count in options.batches:
         if count <= options.slots:

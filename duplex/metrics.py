@@ -1,4 +1,6 @@
-"""What the engine counts, in Prometheus' text form (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+"""What the engine counts, in Prometheus' text form
+(https://prometheus.io/docs/instrumenting/exposition_formats/).
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ class Metrics:
     def text(self, gauges: dict[str, tuple[str, float]]) -> str:
         """Return all of it; ``gauges`` maps further names to their help and value."""
         lines = [
-            *self.turnaround_ms.lines("duplex_turnaround_seconds", "From a frame's last byte in to its answer out.", 1e-3),
+            *self.turnaround_ms.lines(
+                "duplex_turnaround_seconds", "From a frame's last byte in to its answer out.", 1e-3
+            ),
             *self.step_ms.lines("duplex_step_seconds", "One step of the engine.", 1e-3),
             *self.batch.lines("duplex_batch_size", "Conversations per step."),
         ]
@@ -92,9 +96,18 @@ class Metrics:
         for name, (help_text, value) in counters.items():
             lines += [f"# HELP duplex_{name}_total {help_text}", f"# TYPE duplex_{name}_total counter"]
             lines.append(f"duplex_{name}_total {value}")
-        for name, label, counter in (("calls_ended", "reason", self.ended), ("calls_refused", "code", self.refused)):
+        for name, label, counter in (
+            ("calls_ended", "reason", self.ended),
+            ("calls_refused", "code", self.refused),
+        ):
             lines += [f"# HELP duplex_{name}_total By {label}.", f"# TYPE duplex_{name}_total counter"]
-            lines += [f'duplex_{name}_total{{{label}="{key}"}} {value}' for key, value in sorted(counter.items())]
+            lines += [
+                f'duplex_{name}_total{{{label}="{key}"}} {value}' for key, value in sorted(counter.items())
+            ]
         for name, (help_text, number) in gauges.items():
-            lines += [f"# HELP duplex_{name} {help_text}", f"# TYPE duplex_{name} gauge", f"duplex_{name} {number:g}"]
+            lines += [
+                f"# HELP duplex_{name} {help_text}",
+                f"# TYPE duplex_{name} gauge",
+                f"duplex_{name} {number:g}",
+            ]
         return "\n".join(lines) + "\n"

@@ -1,19 +1,19 @@
 """Moshi and Mimi, one frame of 80 ms at a time, for a batch of conversations chosen anew for every step.
 
-Everything a conversation remembers lies in tensors with a leading slot dimension. A step is given a compact batch of
-slot numbers, gathers what those slots remember, and puts it back; a slot that is not named is not touched. What pads
-a batch to a size with a CUDA graph is the trash slot, the last one, whose memory nobody reads. Joining is a counter
-set to zero; so is a reset.
+Everything a conversation remembers lies in tensors with a leading slot dimension. A step is given a compact
+batch of slot numbers, gathers what those slots remember, and puts it back; a slot that is not named is not
+touched. What pads a batch to a size with a CUDA graph is the trash slot, the last one, whose memory nobody
+reads. Joining is a counter set to zero; so is a reset.
 
-One counter per slot, ``offset``, the frames heard so far, tells everything that depends on time, as upstream's server
-has it (moshi 0.2.13, ``server.py`` and ``LMGen._step``):
+One counter per slot, ``offset``, the frames heard so far, tells everything that depends on time, as
+upstream's server has it (moshi 0.2.13, ``server.py`` and ``LMGen._step``):
 
     0   the first frame: the model's inputs are start tokens, what was heard is thrown away, nothing comes out
     1   the encoder begins, as if there had been no frame before; the first frame of sound comes out
     n   its codes enter the token cache at n + delay, are read one frame later, and so on
 
-The weights are upstream's, read by name from its files. Nothing here builds upstream's modules except for Mimi,
-whose layers are walked once for their weights and shapes.
+The weights are upstream's, read by name from its files. Nothing here builds upstream's modules except for
+Mimi, whose layers are walked once for their weights and shapes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class UnsupportedModel(ValueError):  # noqa: N818 - names the model, not the err
     """A model of the moshi family that this engine does not speak."""
 
 
-# ------------------------------------------------------------------------------------------------------------- Moshi
+# ------------------------------------------------------------------------------------------------------ Moshi
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,9 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     """Read upstream's config. Raises UnsupportedModel for what is not a plain Moshi."""
     for key, wanted in PLAIN.items():
         if config.get(key, wanted) != wanted:
-            raise UnsupportedModel(f"duplex speaks models with {key}={wanted!r}, this one has {config[key]!r}: use moshi.server")
+            raise UnsupportedModel(
+                f"duplex speaks models with {key}={wanted!r}, this one has {config[key]!r}: use moshi.server"
+            )
     for key in ABSENT:
         if config.get(key):
             raise UnsupportedModel(f"duplex does not speak models with {key}: use moshi.server")
@@ -144,7 +146,9 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 
 @dataclass
 class Layer:
-    """One transformer layer: norms (dim,), projections (3 * dim, dim), (dim, dim), (2 * hidden, dim), (dim, hidden)."""
+    """One transformer layer: norms (dim,), projections (3 * dim, dim), (dim, dim), (2 * hidden, dim), (dim,
+    hidden).
+    """
 
     norm1: Tensor
     into: Weight
@@ -174,8 +178,8 @@ class Moshi:
 def moshi_from(state: dict[str, Tensor], shape: Shape, dtype: torch.dtype) -> Moshi:
     """Name the tensors of upstream's state; empties ``state`` on the way, so that nothing is held twice.
 
-    ``state`` is what a ``model.safetensors`` holds, on its device: matrices in a floating type, or int8 with the
-    float32 scales of bitsandbytes (``weight_scb``, the largest of each row; 127 steps of it).
+    ``state`` is what a ``model.safetensors`` holds, on its device: matrices in a floating type, or int8 with
+    the float32 scales of bitsandbytes (``weight_scb``, the largest of each row; 127 steps of it).
     """
 
     def take(name: str) -> Tensor:
@@ -186,7 +190,9 @@ def moshi_from(state: dict[str, Tensor], shape: Shape, dtype: torch.dtype) -> Mo
         data = take(prefix + dot)
         scale = state.pop(f"{prefix}{dot}_scb", None)
         if data.dtype == torch.int8 and scale is None:
-            raise UnsupportedModel(f"{prefix}{dot} is int8 and has no scale: the file is not one of kyutai's q8")
+            raise UnsupportedModel(
+                f"{prefix}{dot} is int8 and has no scale: the file is not one of kyutai's q8"
+            )
         scales = (scale.float().flatten() / 127).chunk(parts) if scale is not None else [None] * parts
         return [Weight(d.contiguous(), s) for d, s in zip(data.chunk(parts), scales, strict=True)]
 
@@ -200,11 +206,15 @@ def moshi_from(state: dict[str, Tensor], shape: Shape, dtype: torch.dtype) -> Mo
 
     def layer(prefix: str, parts: int) -> list[Layer]:
         norm1, norm2 = (state.pop(f"{prefix}.norm{i}.alpha").float().flatten() for i in (1, 2))
-        into, out = projection(f"{prefix}.self_attn.in_proj", parts), projection(f"{prefix}.self_attn.out_proj", parts)
+        into, out = (
+            projection(f"{prefix}.self_attn.in_proj", parts),
+            projection(f"{prefix}.self_attn.out_proj", parts),
+        )
         gates = [f"{prefix}.gating"] if parts == 1 else [f"{prefix}.gating.{i}" for i in range(parts)]
         rows = zip(into, out, gates, strict=True)
         return [
-            Layer(norm1, i, o, norm2, weight(f"{g}.linear_in")[0], weight(f"{g}.linear_out")[0]) for i, o, g in rows
+            Layer(norm1, i, o, norm2, weight(f"{g}.linear_in")[0], weight(f"{g}.linear_out")[0])
+            for i, o, g in rows
         ]
 
     audio_emb = torch.cat([take(f"emb.{i}.weight") for i in range(shape.n_q)])
@@ -226,7 +236,7 @@ def moshi_from(state: dict[str, Tensor], shape: Shape, dtype: torch.dtype) -> Mo
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- Mimi
+# ------------------------------------------------------------------------------------------------------- Mimi
 
 Module = Any  # upstream's layers, of which only shapes and weights are read
 
@@ -282,7 +292,10 @@ def layers_of(sequence: Module) -> Layers:
         name = type(module).__name__
         if name == "ELU" and module.alpha == 1.0:
             result.append("elu")
-        elif name in ("StreamingConv1d", "StreamingConvTranspose1d") and getattr(module, "pad_mode", "constant") == "constant":
+        elif (
+            name in ("StreamingConv1d", "StreamingConvTranspose1d")
+            and getattr(module, "pad_mode", "constant") == "constant"
+        ):
             result.append(conv_of(module))
         elif name == "SEANetResnetBlock" and type(module.shortcut).__name__ == "Identity":
             result.append(Residual(layers_of(module.block)))
@@ -358,14 +371,22 @@ def mimi_from(mimi: Module) -> Mimi:
             attention = layer.self_attn
             norm = [(n.weight.data, n.bias.data) for n in (layer.norm1, layer.norm2)]
             scale = [s.scale.data for s in (layer.layer_scale_1, layer.layer_scale_2)]
-            projections = [attention.in_projs[0].weight.data, attention.out_projs[0].weight.data]
             layers.append(
                 MimiLayer(
-                    norm[0], *projections, scale[0], norm[1], layer.linear1.weight.data, layer.linear2.weight.data, scale[1]
+                    norm1=norm[0],
+                    into=attention.in_projs[0].weight.data,
+                    out=attention.out_projs[0].weight.data,
+                    scale1=scale[0],
+                    norm2=norm[1],
+                    up=layer.linear1.weight.data,
+                    down=layer.linear2.weight.data,
+                    scale2=scale[1],
                 )
             )
         first = inner.layers[0].self_attn
-        return MimiTransformer(layers, first.num_heads, first.embed_dim // first.num_heads, first.context, inner.max_period)
+        return MimiTransformer(
+            layers, first.num_heads, first.embed_dim // first.num_heads, first.context, inner.max_period
+        )
 
     quantizer = mimi.quantizer
     first, rest = quantizer.rvq_first, quantizer.rvq_rest
@@ -415,7 +436,9 @@ class Carry:
 
 
 def convolve(x: Tensor, conv: Conv, carry: Carry, fresh: Tensor | None = None) -> Tensor:
-    """Apply ``conv`` to a frame x (B, C, T). ``fresh`` (B,): these begin, and their first sample is what was before."""
+    """Apply ``conv`` to a frame x (B, C, T). ``fresh`` (B,): these begin, and their first sample is what was
+    before.
+    """
     if conv.transposed:
         y = F.conv_transpose1d(x, conv.weight, conv.bias, conv.stride, groups=conv.groups)
         if not conv.carried:
@@ -462,7 +485,9 @@ def mimi_transformer(
 
 
 def quantize(x: Tensor, mimi: Mimi) -> Tensor:
-    """Return the nearest entries (B, codebooks) for x (B, channels): each codebook refines what the last ones left."""
+    """Return the nearest entries (B, codebooks) for x (B, channels): each codebook refines what the last ones
+    left.
+    """
     codes = []
     for i, (book, squares) in enumerate(zip(mimi.codebooks, mimi.squares, strict=True)):
         if i < 2:
@@ -475,7 +500,7 @@ def quantize(x: Tensor, mimi: Mimi) -> Tensor:
     return torch.stack(codes, dim=1)
 
 
-# -------------------------------------------------------------------------------------------------------------- step
+# ------------------------------------------------------------------------------------------------------- step
 
 
 @dataclass
@@ -563,7 +588,9 @@ class Duplex:
         self.sound_base = line([i * bins for i in range(shape.dep_q)])
 
     def encode(self, pcm: Tensor, slots: Tensor, frame: Tensor) -> Tensor:
-        """Return the codes (B, codebooks) of pcm (B, 1920), ``frame`` (B,) frames after each encoder's beginning."""
+        """Return the codes (B, codebooks) of pcm (B, 1920), ``frame`` (B,) frames after each encoder's
+        beginning.
+        """
         mimi, memory = self.mimi, self.memory
         carry = Carry(memory.heard[slots])
         x = seanet(pcm[:, None], mimi.encoder, carry).transpose(1, 2)
@@ -575,7 +602,9 @@ class Duplex:
         return quantize(x[..., 0], mimi)
 
     def decode(self, codes: Tensor, slots: Tensor, frame: Tensor) -> Tensor:
-        """Return the sound (B, 1920) of codes (B, dep_q), ``frame`` (B,) frames after each decoder's beginning."""
+        """Return the sound (B, 1920) of codes (B, dep_q), ``frame`` (B,) frames after each decoder's
+        beginning.
+        """
         mimi, memory = self.mimi, self.memory
         carry = Carry(memory.said[slots])
         x = F.embedding(codes + self.sound_base, mimi.sounds).sum(1)[..., None]
@@ -588,7 +617,9 @@ class Duplex:
         return pcm[:, 0]
 
     def think(self, tokens: Tensor, slots: Tensor, offset: Tensor) -> Tensor:
-        """Run the main transformer over one frame of tokens (B, codebooks + 1); return its last state (B, dim)."""
+        """Run the main transformer over one frame of tokens (B, codebooks + 1); return its last state (B,
+        dim).
+        """
         moshi, memory = self.moshi, self.memory
         sounds = F.embedding(tokens[:, 1:] + self.book_base, moshi.audio_emb).sum(1, dtype=torch.float32)
         x = (sounds + F.embedding(tokens[:, 0], moshi.text_emb)).to(moshi.text_emb.dtype)
@@ -611,7 +642,9 @@ class Duplex:
             y = inputs[:, codebook] + F.embedding(chosen[-1], table)
             for i, layer in enumerate(layers):
                 qkv = linear(y, layer.into, norm=layer.norm1)
-                seen = attend_codebooks(qkv, memory.dep_keys[i, :batch], memory.dep_values[i, :batch], codebook)
+                seen = attend_codebooks(
+                    qkv, memory.dep_keys[i, :batch], memory.dep_values[i, :batch], codebook
+                )
                 y = linear(seen, layer.out, residual=y)
                 y = linear(linear(y, layer.gate, norm=layer.norm2, gated=True), layer.down, residual=y)
             chosen.append(draw(linear(y, moshi.heads[codebook]), codebook + 1))
@@ -619,9 +652,11 @@ class Duplex:
 
     @torch.inference_mode()
     def step(self, pcm: Tensor, slots: Tensor) -> Result:
-        """Take the conversations in ``slots`` (B,) int64 one frame further; pcm (B, 1920) float32 is what they heard.
+        """Take the conversations in ``slots`` (B,) int64 one frame further; pcm (B, 1920) float32 is what
+        they heard.
 
-        No slot twice but the trash slot. Every ring must have its block for the frame (``Duplex.needs_block``).
+        No slot twice but the trash slot. Every ring must have its block for the frame
+        (``Duplex.needs_block``).
         """
         shape, memory, trash = self.moshi.shape, self.memory, self.limits.slots
         offset = memory.offset[slots]
@@ -637,7 +672,11 @@ class Duplex:
         now = (offset % length)[:, None, None].expand(-1, cache.shape[1], 1)
         tokens = torch.where(offset[:, None] <= self.delays, self.start, cache.gather(2, now)[..., 0])
 
-        temperature, top_k, seed = memory.temperature[slots].T.contiguous(), memory.top_k[slots].T.contiguous(), memory.seed[slots]
+        temperature, top_k, seed = (
+            memory.temperature[slots].T.contiguous(),
+            memory.top_k[slots].T.contiguous(),
+            memory.seed[slots],
+        )
 
         def draw(logits: Tensor, stream: int) -> Tensor:
             kind = min(stream, 1)
@@ -650,7 +689,9 @@ class Duplex:
         memory.tokens[slots] = cache
         memory.offset[slots] = torch.where(slots == trash, 0, after)
 
-        out = own.gather(2, ((after[:, None] - shape.max_delay + self.delays[: shape.dep_q + 1]) % length)[..., None])[..., 0]
+        out = own.gather(
+            2, ((after[:, None] - shape.max_delay + self.delays[: shape.dep_q + 1]) % length)[..., None]
+        )[..., 0]
         silent = offset < shape.max_delay
         codes = out[:, 1:].clamp(0, shape.card - 1)
         pcm = self.decode(codes, torch.where(silent, nowhere, slots), (offset - shape.max_delay).clamp(min=0))
@@ -685,7 +726,9 @@ def make_duplex(moshi: Moshi, mimi: Mimi, limits: Limits) -> Duplex:
     memory = Memory(
         offset=torch.zeros(rows, dtype=torch.int64, device=device),
         tokens=torch.zeros(rows, shape.n_q + 1, shape.max_delay + 2, dtype=torch.int64, device=device),
-        rings=make_rings(shape.layers, blocks + 1, shape.heads, shape.dim // shape.heads, limits.kv_dtype, device),
+        rings=make_rings(
+            shape.layers, blocks + 1, shape.heads, shape.dim // shape.heads, limits.kv_dtype, device
+        ),
         table=torch.zeros(rows, limits.blocks_per_ring, dtype=torch.int32, device=device),
         capacity=torch.full((rows,), limits.context, dtype=torch.int64, device=device),
         heard=carried(mimi.encoder, [mimi.downsample]),

@@ -1,8 +1,8 @@
-"""Opus in processes of its own: sphn holds the interpreter's lock while it works, and a step must never wait for that.
-(For one or two calls it may: they are quicker without the way to a worker and back.)
+"""Opus in processes of its own: sphn holds the interpreter's lock while it works, and a step must never wait
+for that. (For one or two calls it may: they are quicker without the way to a worker and back.)
 
-A worker serves some calls over a socket pair, in order: requests go in, replies come back. ``python -m duplex.opus FD``
-is a worker; ``Codecs`` keeps them and gives every call a ``Codec``.
+A worker serves some calls over a socket pair, in order: requests go in, replies come back. ``python -m
+duplex.opus FD`` is a worker; ``Codecs`` keeps them and gives every call a ``Codec``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CodecDied(CodecError):  # noqa: N818 - what happened to it
     """The worker of this call ended; the call has to be made again."""
 
 
-# ------------------------------------------------------------------------------------------------------------ worker
+# ----------------------------------------------------------------------------------------------------- worker
 
 
 class Stream:
@@ -55,11 +55,12 @@ class Stream:
 
     def decode(self, data: bytes) -> bytes:
         """Return whole frames of float32; what is left waits for the next bytes."""
-        pcm = np.asarray(self.reader.append_bytes(data), dtype=np.float32).reshape(-1)
-        pcm = np.concatenate((self.rest, pcm))
+        new = np.asarray(self.reader.append_bytes(data), dtype=np.float32).reshape(-1)
+        pcm: NDArray[np.float32] = np.concatenate((self.rest, new))
         whole = len(pcm) // FRAME * FRAME
         self.rest = pcm[whole:]
-        # What a decoder makes of broken packets may be anything; a number that is none would stay in the model.
+        # What a decoder makes of broken packets may be anything; a number that is none would stay in the
+        # model.
         return np.clip(np.nan_to_num(pcm[:whole]), -1.0, 1.0).astype(np.float32).tobytes()
 
     def encode(self, data: bytes) -> bytes:
@@ -68,7 +69,9 @@ class Stream:
 
 
 def work(connection: socket.socket) -> None:
-    """Serve requests until the other side closes. A reply is a header, one byte (0 fine, 1 bad audio), the result."""
+    """Serve requests until the other side closes. A reply is a header, one byte (0 fine, 1 bad audio), the
+    result.
+    """
     streams: dict[int, Stream] = {}
     with connection, connection.makefile("rb") as requests:
         while len(head := requests.read(HEADER.size)) == HEADER.size:
@@ -83,14 +86,22 @@ def work(connection: socket.socket) -> None:
             try:
                 stream = streams[call]
                 result = b"\0" + (stream.decode(data) if operation == DECODE else stream.encode(data))
-            except BaseException as error:  # noqa: BLE001 - a panic of the Rust library derives from BaseException
+            except BaseException as error:
                 if isinstance(error, KeyboardInterrupt | SystemExit):
                     raise
                 result = b"\1" + f"{type(error).__name__}: {error}".encode()[:300]
             connection.sendall(HEADER.pack(len(result), operation, call) + result)
 
 
-# ------------------------------------------------------------------------------------------------------------ parent
+# ----------------------------------------------------------------------------------------------------- parent
+
+
+def start_worker() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a worker; return its process and our end of the connection."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        number = theirs.fileno()
+        return subprocess.Popen([sys.executable, "-m", "duplex.opus", str(number)], pass_fds=[number]), ours
 
 
 @dataclass
@@ -120,7 +131,9 @@ class Codec(Protocol):
 
 
 class Near:
-    """A codec in this very process: for a call or two quicker than any worker, four switches of process per frame."""
+    """A codec in this very process: for a call or two quicker than any worker, four switches of process per
+    frame.
+    """
 
     parts = 2
     """Opus packets here last 40 ms: the first can leave before the second is encoded, 1 ms sooner."""
@@ -202,7 +215,9 @@ class Far:
 
 
 class Codecs:
-    """The workers, and room for ``near`` calls in this process. A worker that ends takes its own calls with it."""
+    """The workers, and room for ``near`` calls in this process. A worker that ends takes its own calls with
+    it.
+    """
 
     def __init__(self, workers: int, near: int = 0) -> None:
         self.size = workers
@@ -217,9 +232,7 @@ class Codecs:
             await self._add()
 
     async def _add(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen([sys.executable, "-m", "duplex.opus", str(theirs.fileno())], pass_fds=[theirs.fileno()])
+        process, ours = start_worker()
         reader, writer = await asyncio.open_connection(sock=ours)
         worker = _Worker(process, writer)
         worker.reading = asyncio.create_task(self._read(worker, reader))
@@ -248,7 +261,9 @@ class Codecs:
             await self._add()
 
     def open(self) -> Codec:
-        """Return a codec for a new call: near, or in the worker that has the fewest. Raises CodecDied without any."""
+        """Return a codec for a new call: near, or in the worker that has the fewest. Raises CodecDied without
+        any.
+        """
         if self._near:
             self._near -= 1
             return Near(self._came_back)
@@ -266,7 +281,9 @@ class Codecs:
         workers = list(self._workers)
         for worker in workers:
             worker.writer.close()
-        await asyncio.gather(*(worker.reading for worker in workers if worker.reading), return_exceptions=True)
+        await asyncio.gather(
+            *(worker.reading for worker in workers if worker.reading), return_exceptions=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The door: Moshi's wire protocol over WebSocket for many callers, and what the engine tells about itself.
 
-One asyncio loop moves bytes; the engine's thread (``conductor.py``) steps; Opus is in worker processes (``opus.py``).
-Every queue is bounded. Who sends or reads at the wrong speed loses his own oldest audio and is told so.
+One asyncio loop moves bytes; the engine's thread (``conductor.py``) steps; Opus is in worker processes
+(``opus.py``). Every queue is bounded. Who sends or reads at the wrong speed loses his own oldest audio and is
+told so.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ class Call:
     broken_at: float | None = None
     ended: str = ""
     farewell: asyncio.Future[tuple[str, str, int]] | None = None
-    """Of a call with a socket: why it is to end, in a code, in words, as a close code. Its own task then says it."""
+    """Of a call with a socket: why it is to end, in a code, in words, as a close code. Its own task then says
+    it.
+    """
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while there is no socket."""
     wants_metadata: bool = False
@@ -181,7 +184,7 @@ class Server:
         self._ticker: asyncio.Task[None] | None = None
         self.began = time.monotonic()
 
-    # ------------------------------------------------------------------------------------------------- start and end
+    # ------------------------------------------------------------------------------------------ start and end
 
     async def start(self) -> None:
         """Start workers and engine; return when the first step may come."""
@@ -204,9 +207,9 @@ class Server:
         self._event("draining", {"seconds": self.rules.drain_seconds})
         for call in self.calls.values():
             self._metadata(call, {"type": "draining", "seconds": self.rules.drain_seconds})
-        until = time.monotonic() + self.rules.drain_seconds
-        while time.monotonic() < until and any(call.socket is not None for call in self.calls.values()):
-            await asyncio.sleep(0.1)
+        talking = [call.gone.wait() for call in self.calls.values() if call.socket is not None]
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*talking), self.rules.drain_seconds)
         self.over.set()
 
     async def stop(self) -> None:
@@ -235,11 +238,13 @@ class Server:
         """Whether calls are taken."""
         return self._ticker is not None and not self.draining and self.failure is None
 
-    # -------------------------------------------------------------------------------------------------------- calls
+    # -------------------------------------------------------------------------------------------------- calls
 
     async def chat(self, request: web.Request) -> web.WebSocketResponse:
         """Hold one call: GET /api/chat with an upgrade."""
-        ws = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=MESSAGE_BYTES, compress=False, writer_limit=4096)
+        ws = web.WebSocketResponse(
+            heartbeat=HEARTBEAT_S, max_msg_size=MESSAGE_BYTES, compress=False, writer_limit=4096
+        )
         await ws.prepare(request)
         transport = request.transport
         if transport is not None:
@@ -300,15 +305,26 @@ class Server:
             raise Refused("bad_setting", str(error), NOT_ALLOWED) from None
         prefilled = self.rules.prefilled
         if self.rules.mixed_ages:
-            prefilled = random.randint(0, prefilled)
+            prefilled = random.randint(0, prefilled)  # noqa: S311 - ages to measure with, no secret
         try:
             slot = await self.conductor.do(lambda engine: engine.join(sampling, prefilled))
         except NoRoom:
             words = "All conversations of this line are taken. Try again in a moment."
             raise Refused("line_full", words, TRY_LATER) from None
         now = time.monotonic()
-        call = Call(given or uuid.uuid4().hex, Ear(slot), Words(self.pieces), sampling, now, bool(given), now, socket=ws)
-        if call.id in self.calls:  # another socket with the same id was quicker, while this one waited for its slot
+        call = Call(
+            given or uuid.uuid4().hex,
+            Ear(slot),
+            Words(self.pieces),
+            sampling,
+            now,
+            bool(given),
+            now,
+            socket=ws,
+        )
+        if (
+            call.id in self.calls
+        ):  # another socket with the same id was quicker, while this one waited for its slot
             await self.conductor.do(lambda engine: engine.leave(slot))
             raise Refused("call_in_use", "This call is being held from somewhere else.", NOT_ALLOWED)
         self.calls[call.id] = call
@@ -342,8 +358,15 @@ class Server:
             call.codec = None
         if call.ended:
             return
-        if ws.close_code == WSCloseCode.OK or not call.resumable or self.draining or not self.rules.resume_grace:
-            await self._end(call, "hung_up" if ws.close_code in (WSCloseCode.OK, WSCloseCode.GOING_AWAY) else "broke")
+        if (
+            ws.close_code == WSCloseCode.OK
+            or not call.resumable
+            or self.draining
+            or not self.rules.resume_grace
+        ):
+            await self._end(
+                call, "hung_up" if ws.close_code in (WSCloseCode.OK, WSCloseCode.GOING_AWAY) else "broke"
+            )
         else:
             call.broken_at = time.monotonic()
             self._event("broke", {"call": call.id, "grace_seconds": self.rules.resume_grace})
@@ -362,10 +385,17 @@ class Server:
             await self.conductor.do(lambda engine: engine.leave(slot))
         self.calls.pop(call.id, None)
         self.metrics.ended[reason] += 1
-        self._event("ended", {"call": call.id, "reason": reason, "seconds": round(time.monotonic() - call.started, 1)})
+        self._event(
+            "ended", {"call": call.id, "reason": reason, "seconds": round(time.monotonic() - call.started, 1)}
+        )
 
     async def _say_and_close(
-        self, ws: web.WebSocketResponse, transport: asyncio.Transport | None, code: str, words: str, close: int
+        self,
+        ws: web.WebSocketResponse,
+        transport: asyncio.Transport | None,
+        code: str,
+        words: str,
+        close: int,
     ) -> None:
         async def say() -> None:
             await ws.send_bytes(bytes([ERROR]) + json.dumps({"code": code, "message": words}).encode())
@@ -377,7 +407,7 @@ class Server:
             if transport is not None:
                 transport.abort()
 
-    # ----------------------------------------------------------------------------------------------------- receiving
+    # ---------------------------------------------------------------------------------------------- receiving
 
     async def _receive(self, call: Call, ws: web.WebSocketResponse) -> None:
         await ws.send_bytes(bytes([HANDSHAKE]))
@@ -435,9 +465,17 @@ class Server:
             return
         if isinstance(content, dict) and content.get("type") == "hello" and not call.wants_metadata:
             call.wants_metadata = True
-            self._metadata(call, {"type": "welcome", "engine": "duplex", "call": call.id, "age_s": round(time.monotonic() - call.started, 1)})
+            self._metadata(
+                call,
+                {
+                    "type": "welcome",
+                    "engine": "duplex",
+                    "call": call.id,
+                    "age_s": round(time.monotonic() - call.started, 1),
+                },
+            )
 
-    # ------------------------------------------------------------------------------------------------------- sending
+    # ------------------------------------------------------------------------------------------------ sending
 
     def _stepped(self, step: Stepped) -> None:
         """Take what a step made (called in the event loop)."""
@@ -478,7 +516,7 @@ class Server:
                         await ws.send_bytes(bytes([TEXT]) + answer.text.encode())
 
     async def _send_audio(self, call: Call, ws: web.WebSocketResponse, answer: Waiting) -> None:
-        """Send a frame, in as many messages as the codec likes: the first leaves while the next is encoded."""
+        """Send a frame in as many messages as the codec likes: one leaves before the next is encoded."""
         first = True
         for part in np.split(answer.pcm, call.codec.parts) if answer.pcm is not None and call.codec else ():
             if call.codec is None:
@@ -495,7 +533,11 @@ class Server:
 
     def _metadata(self, call: Call, content: dict[str, Any]) -> None:
         if call.wants_metadata and call.socket is not None and not call.ended:
-            self._keep(asyncio.create_task(self._try_send(call.socket, bytes([METADATA]) + json.dumps(content).encode())))
+            self._keep(
+                asyncio.create_task(
+                    self._try_send(call.socket, bytes([METADATA]) + json.dumps(content).encode())
+                )
+            )
 
     @staticmethod
     async def _try_send(ws: web.WebSocketResponse, data: bytes) -> None:
@@ -506,7 +548,7 @@ class Server:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # ---------------------------------------------------------------------------------------------------- once a second
+    # ------------------------------------------------------------------------------------------ once a second
 
     async def _tick(self) -> None:
         while True:
@@ -532,9 +574,11 @@ class Server:
         self._metadata(call, {"type": "status", "turnaround_ms": round(call.turnaround_ms, 1), "lag_ms": lag})
         if (call.dropped_in, call.dropped_out) != call.told:
             call.told = (call.dropped_in, call.dropped_out)
-            self._metadata(call, {"type": "dropped", "heard_frames": call.dropped_in, "said_frames": call.dropped_out})
+            self._metadata(
+                call, {"type": "dropped", "heard_frames": call.dropped_in, "said_frames": call.dropped_out}
+            )
 
-    # ------------------------------------------------------------------------------------------------- seeing inside
+    # ------------------------------------------------------------------------------------------ seeing inside
 
     def _event(self, kind: str, content: dict[str, Any]) -> None:
         self.sequence += 1
@@ -560,8 +604,14 @@ class Server:
             }
             for call in self.calls.values()
         ]
-        names = {"turnaround_ms": self.metrics.turnaround_ms, "step_ms": self.metrics.step_ms, "batch": self.metrics.batch}
-        spread = {name: {f"p{p}": values.percentile(p) for p in (50, 95, 99)} for name, values in names.items()}
+        names = {
+            "turnaround_ms": self.metrics.turnaround_ms,
+            "step_ms": self.metrics.step_ms,
+            "batch": self.metrics.batch,
+        }
+        spread = {
+            name: {f"p{p}": values.percentile(p) for p in (50, 95, 99)} for name, values in names.items()
+        }
         slots = engine.slots if engine is not None else 0
         return {
             "engine": "duplex",
@@ -577,7 +627,9 @@ class Server:
         }
 
     async def _health(self, request: web.Request) -> web.Response:
-        words = {"status": "ok"} if self.failure is None else {"status": "failed", "reason": str(self.failure)}
+        words = (
+            {"status": "ok"} if self.failure is None else {"status": "failed", "reason": str(self.failure)}
+        )
         return web.json_response(words, status=200 if self.failure is None else 503)
 
     async def _ready(self, request: web.Request) -> web.Response:
@@ -604,7 +656,9 @@ class Server:
             after = int(request.headers.get("Last-Event-ID") or request.query.get("after") or self.sequence)
         except ValueError:
             raise web.HTTPBadRequest(text="Last-Event-ID is the number of an event") from None
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+        )
         await response.prepare(request)
         while not self.over.is_set():
             for number, kind, content in [event for event in self.events if event[0] > after]:
@@ -642,4 +696,3 @@ class Refused(Exception):  # noqa: N818 - what happens to the caller
         super().__init__(message)
         self.code = code
         self.close = close
-

@@ -1,4 +1,6 @@
-"""Where the weights come from: kyutai's files, read straight onto the device, or random numbers of the same shape."""
+"""Where the weights come from: kyutai's files, read straight onto the device, or random numbers of the same
+shape.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +42,11 @@ def find_checkpoint(
     mimi: str | None = None,
     tokenizer: str | None = None,
 ) -> Checkpoint:
-    """Find a model's files: those that are named, those beside ``config``, the rest in the Hugging Face ``repo``.
+    """Find a model's files: those that are named, those beside ``config``, the rest in the Hugging Face
+    ``repo``.
 
-    A name may be a path, ``file://`` and a path, or ``hf://`` and a file of another repository. With all of them local
-    nothing is asked of the network.
+    A name may be a path, ``file://`` and a path, or ``hf://`` and a file of another repository. With all of
+    them local nothing is asked of the network.
     """
     config_path = Path(config) if config else Path(loaders.hf_get("config.json", repo))
     raw = json.loads(config_path.read_text(encoding="utf-8"))
@@ -53,12 +56,16 @@ def find_checkpoint(
         if name is None:
             return None
         beside = config_path.parent / name
-        return beside if not given and beside.exists() else Path(loaders.hf_get(name, None if given else repo))
+        return (
+            beside if not given and beside.exists() else Path(loaders.hf_get(name, None if given else repo))
+        )
 
     mimi_config = find(None, "mimi_config_name", None)
     return Checkpoint(
         config=raw,
-        mimi_config=json.loads(mimi_config.read_text(encoding="utf-8")) if mimi_config else loaders._mimi_config,
+        mimi_config=json.loads(mimi_config.read_text(encoding="utf-8"))
+        if mimi_config
+        else loaders._mimi_config,
         moshi=find(moshi, "moshi_name", loaders.MOSHI_NAME),
         mimi=find(mimi, "mimi_name", loaders.MIMI_NAME),
         tokenizer=find(tokenizer, "tokenizer_name", loaders.TEXT_TOKENIZER_NAME),
@@ -73,7 +80,9 @@ def random_checkpoint(config: Mapping[str, Any] | None = None) -> Checkpoint:
 
 
 def matrices(shape: Shape) -> dict[str, tuple[int, int]]:
-    """Return the names and sizes (out, in) of all matrices that q8 keeps in 8 bits, as newer modules name them."""
+    """Return the names and sizes (out, in) of all matrices that q8 keeps in 8 bits, as newer modules name
+    them.
+    """
     sizes: dict[str, tuple[int, int]] = {"text_linear": (shape.text_card, shape.dim)}
 
     def layer(prefix: str, dim: int, hidden: int, steps: int) -> None:
@@ -94,7 +103,9 @@ def matrices(shape: Shape) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def random_state(shape: Shape, device: torch.device, dtype: torch.dtype, quantized: bool, seed: int) -> dict[str, torch.Tensor]:
+def random_state(
+    shape: Shape, device: torch.device, dtype: torch.dtype, quantized: bool, seed: int
+) -> dict[str, torch.Tensor]:
     """Return a state such as a file of this shape holds, drawn on the device itself."""
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -115,7 +126,10 @@ def random_state(shape: Shape, device: torch.device, dtype: torch.dtype, quantiz
     for i in range(shape.dep_q - 1):
         state[f"depformer_emb.{i}.weight"] = normal(shape.card + 1, shape.dep_dim, shape.dep_dim**-0.5)
     state["depformer_text_emb.weight"] = normal(shape.text_card + 1, shape.dep_dim, shape.dep_dim**-0.5)
-    for kind, layers, dim in (("transformer", shape.layers, shape.dim), ("depformer", shape.dep_layers, shape.dep_dim)):
+    for kind, layers, dim in (
+        ("transformer", shape.layers, shape.dim),
+        ("depformer", shape.dep_layers, shape.dep_dim),
+    ):
         for i in range(layers):
             for norm in ("norm1", "norm2"):
                 state[f"{kind}.layers.{i}.{norm}.alpha"] = torch.ones(1, 1, dim, device=device)
@@ -124,7 +138,7 @@ def random_state(shape: Shape, device: torch.device, dtype: torch.dtype, quantiz
 
 
 def read_file(path: Path, device: torch.device, threads: int = 4) -> dict[str, torch.Tensor]:
-    """Read a .safetensors file onto ``device``, in several threads: one alone is slower than the page cache."""
+    """Read a .safetensors file onto ``device``, in several threads: one is slower than the page cache."""
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
 
@@ -140,14 +154,18 @@ def read_file(path: Path, device: torch.device, threads: int = 4) -> dict[str, t
 def load_moshi(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quantized: bool = False, seed: int = 0
 ) -> Moshi:
-    """Read the language model onto ``device``. q8 files say so themselves; ``quantized`` is for random weights."""
+    """Read the language model onto ``device``. q8 files say so themselves; ``quantized`` is for random
+    weights.
+    """
     shape = shape_of(checkpoint.config)
     if checkpoint.moshi is None:
         state = random_state(shape, device, dtype, quantized, seed)
     elif checkpoint.moshi.suffix == ".safetensors":
         state = read_file(checkpoint.moshi, device)
     else:
-        raise UnsupportedModel(f"{checkpoint.moshi}: duplex reads .safetensors; kyutai's repositories hold that form too")
+        raise UnsupportedModel(
+            f"{checkpoint.moshi}: duplex reads .safetensors; kyutai's repositories hold that form too"
+        )
     return moshi_from(state, shape, dtype)
 
 
@@ -158,7 +176,9 @@ def load_mimi(checkpoint: Checkpoint, device: torch.device, seed: int = 0) -> Mi
     with torch.random.fork_rng(enabled=checkpoint.mimi is None):
         if checkpoint.mimi is None:
             torch.manual_seed(seed)
-        module = loaders.get_mimi(checkpoint.mimi, checkpoint.mimi_config, "cpu" if checkpoint.mimi is None else device, codebooks)
+        module = loaders.get_mimi(
+            checkpoint.mimi, checkpoint.mimi_config, "cpu" if checkpoint.mimi is None else device, codebooks
+        )
         if checkpoint.mimi is None:
             for name, buffer in module.named_buffers():
                 if name.endswith("embedding_sum"):
@@ -177,10 +197,15 @@ def write_random(directory: Path, device: torch.device, seed: int = 0) -> list[s
     from safetensors.torch import save_file  # noqa: PLC0415
 
     directory.mkdir(parents=True, exist_ok=True)
-    files = {name: directory / name for name in ("config.json", "model.safetensors", "mimi.safetensors", "tokenizer.model")}
+    files = {
+        name: directory / name
+        for name in ("config.json", "model.safetensors", "mimi.safetensors", "tokenizer.model")
+    }
     if not files["config.json"].exists():
         config = dict(loaders._lm_kwargs)
-        save_file(random_state(shape_of(config), device, torch.bfloat16, False, seed), files["model.safetensors"])
+        save_file(
+            random_state(shape_of(config), device, torch.bfloat16, False, seed), files["model.safetensors"]
+        )
         torch.manual_seed(seed)
         mimi = loaders.get_mimi(None, None, "cpu", 8)
         state = {name: value.detach().clone() for name, value in mimi.state_dict().items()}
@@ -192,11 +217,14 @@ def write_random(directory: Path, device: torch.device, seed: int = 0) -> list[s
         save_file(state, files["mimi.safetensors"])
         chance = random.Random(seed)  # noqa: S311 - words to train on, no secrets
         letters = "abcdefghijklmnopqrstuvwxyz"
-        lines = (" ".join("".join(chance.choices(letters, k=chance.randint(2, 7))) for _ in range(20)) for _ in range(6000))
+        lines = (
+            " ".join("".join(chance.choices(letters, k=chance.randint(2, 7))) for _ in range(20))
+            for _ in range(6000)
+        )
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines, model_writer=model, vocab_size=config["text_card"], model_type="bpe", byte_fallback=True,
-            unk_id=0, bos_id=1, eos_id=2, pad_id=3, minloglevel=2,
+            sentence_iterator=lines, model_writer=model, vocab_size=config["text_card"], model_type="bpe",
+            byte_fallback=True, unk_id=0, bos_id=1, eos_id=2, pad_id=3, minloglevel=2,
         )  # fmt: skip
         files["tokenizer.model"].write_bytes(model.getvalue())
         # Last, so that its presence says that the others are whole.

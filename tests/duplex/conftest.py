@@ -16,6 +16,7 @@ if find_spec("torch") is None or find_spec("moshi") is None:
     collect_ignore_glob = ["test_*.py"]  # these tests run in .venv-engine
 else:
     import torch
+
     from duplex.model import Duplex, Limits, make_duplex
     from duplex.weights import Checkpoint, find_checkpoint, load_mimi, load_moshi
 
@@ -46,7 +47,9 @@ def duplex(weights: tuple[Any, Any]) -> Duplex:
 
 
 class Upstream:
-    """moshi.server's own loop (server.py, recv_loop) around upstream's Mimi and LMGen, one conversation, greedy."""
+    """moshi.server's own loop (server.py, recv_loop) around upstream's Mimi and LMGen, one conversation,
+    greedy.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         from moshi.models import LMGen, loaders

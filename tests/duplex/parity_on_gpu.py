@@ -1,8 +1,8 @@
 """On a GPU with the real 7B shape: where duplex and upstream part, and where upstream parts from itself.
 
-In float32 the two say the same. In bf16 random weights leave candidates so close that rounding decides between them, so
-greedy tokens part soon, also between upstream in bf16 and upstream in float32, which is the measure.
-`python tests/duplex/parity_on_gpu.py` (80 GB).
+In float32 the two say the same. In bf16 random weights leave candidates so close that rounding decides
+between them, so greedy tokens part soon, also between upstream in bf16 and upstream in float32, which is the
+measure. `python tests/duplex/parity_on_gpu.py` (80 GB).
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
+from moshi.models import LMGen, loaders
+
 from duplex.engine import Engine, Sampling
 from duplex.model import FRAME, Limits, make_duplex, mimi_from, moshi_from, shape_of
 from duplex.weights import random_state
-from moshi.models import LMGen, loaders
 
 FRAMES = 40
 Talk = list[tuple[list[int], Any]]
@@ -53,9 +54,16 @@ def compare(name: str, one: Talk, other: Talk) -> None:
     parted = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a[0] != b[0]), None)
     same = sum(x == y for a, b in zip(one, other, strict=True) for x, y in zip(a[0], b[0], strict=True))
     until = len(one) if parted is None else parted
-    apart = max((float((a[1] - b[1]).abs().max()) for a, b in zip(one[:until], other[:until], strict=True)), default=0.0)
-    first = "never" if parted is None else f"at frame {parted}, codebook {[x == y for x, y in zip(one[parted][0], other[parted][0], strict=True)].index(False)}"
-    print(f"{name}: part {first}; {same} of {9 * len(one)} tokens equal; sound until then differs by {apart:.1e}", flush=True)
+    apart = max(
+        (float((a[1] - b[1]).abs().max()) for a, b in zip(one[:until], other[:until], strict=True)),
+        default=0.0,
+    )
+    first = "never"
+    if parted is not None:
+        equal = [x == y for x, y in zip(one[parted][0], other[parted][0], strict=True)]
+        first = f"at frame {parted}, codebook {equal.index(False)}"
+    print(f"{name}: part {first}; {same} of {9 * len(one)} tokens equal", end="; ")
+    print(f"sound until then differs by {apart:.1e}", flush=True)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Each kernel agrees with its plain PyTorch twin, on fresh random numbers.
 
-On a GPU the real kernels run. Without one they run in Triton's interpreter when TRITON_INTERPRET=1 is set and Triton
-is installed: slow, but the arithmetic and every index are the same.
+On a GPU the real kernels run. Without one they run in Triton's interpreter when TRITON_INTERPRET=1 is set and
+Triton is installed: slow, but the arithmetic and every index are the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ DEVICE = "cuda" if GPU else "cpu"
 DTYPE = torch.bfloat16 if GPU else torch.float32
 
 
-SIZES = [(1, 1024, 4096), (1, 300, 2816), (5, 320, 64), (38, 512, 1024), (130, 96, 132)] if GPU else [(3, 48, 96), (1, 20, 96)]
+SIZES = (
+    [(1, 1024, 4096), (1, 300, 2816), (5, 320, 64), (38, 512, 1024), (130, 96, 132)]
+    if GPU
+    else [(3, 48, 96), (1, 20, 96)]
+)
 
 
 def error(value: Any, wanted: Any) -> float:
@@ -48,16 +52,23 @@ def test_linear(rows: int, n: int, k: int, extras: bool, gated: bool, int8: bool
     residual = torch.randn(rows, n, device=DEVICE, dtype=DTYPE) if extras else None
     value = kernels._linear_triton(x, weight, norm, residual, gated)
     exact = Weight(weight.data if int8 else weight.data.double(), weight.scale)
-    wanted = kernels.linear_plain(x.double(), exact, norm, None if residual is None else residual.double(), gated)
+    wanted = kernels.linear_plain(
+        x.double(), exact, norm, None if residual is None else residual.double(), gated
+    )
     assert error(value, wanted) < (1e-2 if GPU else 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["plain", "fp8"])
-@pytest.mark.parametrize(("frames", "capacity", "width"), [(1, 3 * BLOCK + 7, 128), (2, 250, 64)] if GPU else [(1, 130, 16), (2, 130, 16)])
+@pytest.mark.parametrize(
+    ("frames", "capacity", "width"),
+    [(1, 3 * BLOCK + 7, 128), (2, 250, 64)] if GPU else [(1, 130, 16), (2, 130, 16)],
+)
 def test_rings(frames: int, capacity: int, width: int, kind: str) -> None:
     dtype = torch.float8_e4m3fn if kind == "fp8" else DTYPE
     batch, heads, blocks = 4, 4, -(-capacity // BLOCK)
-    mine, twin = (make_rings(1, batch * blocks, heads, width, dtype, torch.device(DEVICE))[0] for _ in range(2))
+    mine, twin = (
+        make_rings(1, batch * blocks, heads, width, dtype, torch.device(DEVICE))[0] for _ in range(2)
+    )
     table = torch.randperm(batch * blocks, device=DEVICE).int().view(batch, blocks)
     sizes = torch.full((batch,), capacity, device=DEVICE)
     sizes[-1] = BLOCK  # a ring that could not grow
@@ -73,7 +84,9 @@ def test_rings(frames: int, capacity: int, width: int, kind: str) -> None:
             value = kernels._attend_triton(wanted, mine, *args)
             wanted = kernels.attend_plain(wanted, twin, *args)
             # Triton's interpreter cuts 8-bit floats off where cards and PyTorch round.
-            assert error(value, wanted) < ((2e-2 if kind == "fp8" else 1e-2) if GPU else (0.1 if kind == "fp8" else 1e-5))
+            assert error(value, wanted) < (
+                (2e-2 if kind == "fp8" else 1e-2) if GPU else (0.1 if kind == "fp8" else 1e-5)
+            )
         position += frames
 
 

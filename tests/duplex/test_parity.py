@@ -34,7 +34,9 @@ def check(answers: list[Any], wanted: list[Any]) -> None:
 
 
 def test_tokens_in_company_are_those_of_upstream_alone(engine: Engine, talk: tuple[Any, Any]) -> None:
-    """Neighbours join, leave in the middle, stall, restart and shout; a step holds from one to four conversations."""
+    """Neighbours join, leave in the middle, stall, restart and shout; a step holds from one to four
+    conversations.
+    """
     pcm, wanted = talk
     chance = random.Random(7)
     neighbours: set[int] = set()

@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ torch = pytest.importorskip("torch")
 sphn = pytest.importorskip("sphn")
 import aiohttp  # noqa: E402
 from aiohttp import WSMsgType, web  # noqa: E402
+
 from duplex.conductor import BEHIND, CAUGHT_UP, Conductor, Ear  # noqa: E402
 from duplex.engine import Answer, Engine, Sampling  # noqa: E402
 from duplex.model import FRAME, Limits, make_duplex  # noqa: E402
@@ -38,7 +40,9 @@ class Line:
     @asynccontextmanager
     async def call(self, **options: Any) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
         query = options.pop("query", "")
-        async with self.session.ws_connect(self.url + query, autoping=options.pop("autoping", True), **options) as ws:
+        async with self.session.ws_connect(
+            self.url + query, autoping=options.pop("autoping", True), **options
+        ) as ws:
             yield ws
 
     async def get(self, path: str) -> tuple[int, str]:
@@ -126,6 +130,10 @@ async def refusal(ws: aiohttp.ClientWebSocketResponse) -> tuple[str, int | None]
     return body["code"], ws.close_code
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def eventually(check: Callable[[], bool], seconds: float = 10) -> None:
     for _ in range(int(seconds / 0.02)):
         if check():
@@ -134,7 +142,7 @@ async def eventually(check: Callable[[], bool], seconds: float = 10) -> None:
     raise AssertionError("it did not come to that")
 
 
-# ------------------------------------------------------------------------------------------------------- a conversation
+# --------------------------------------------------------------------------------------------- a conversation
 
 
 async def test_a_call_hears_the_handshake_sound_and_words_of_the_model(build: Any, upstream: Any) -> None:
@@ -167,7 +175,7 @@ async def test_a_call_cut_in_the_middle_goes_on_as_if_it_had_not_been(weights: A
     pcm = np.random.default_rng(3).normal(0, 0.1, (24, FRAME)).astype(np.float32)
 
     class Diary(Engine):
-        said: list[Any] = []
+        said: list[Any]
 
         def step(self, frames: Any) -> Any:
             frames = [(slot, pcm[len(self.said)]) for slot, _ in frames]  # Opus would differ after the cut
@@ -202,7 +210,7 @@ async def test_a_call_cut_in_the_middle_goes_on_as_if_it_had_not_been(weights: A
         assert here.server.metrics.resumed == 1
 
 
-# ------------------------------------------------------------------------------------------------------ good citizenship
+# ------------------------------------------------------------------------------------------- good citizenship
 
 
 async def test_one_caller_too_many_is_told_at_once() -> None:
@@ -353,7 +361,7 @@ async def test_an_engine_that_fails_ends_everything_and_tells_every_caller() -> 
         await stopping
 
 
-# -------------------------------------------------------------------------------------------------------- seeing inside
+# ---------------------------------------------------------------------------------------------- seeing inside
 
 
 async def test_the_status_port_tells_what_goes_on() -> None:
@@ -373,10 +381,12 @@ async def test_the_status_port_tells_what_goes_on() -> None:
         async with here.session.get(here.status + "/events", headers={"Last-Event-ID": "0"}) as events:
             first = await asyncio.wait_for(events.content.readuntil(b"\n\n"), 5)
             assert first.startswith(b"id: 1\nevent: started\n")
-            assert (await asyncio.wait_for(events.content.readuntil(b"\n\n"), 5)).startswith(b"id: 2\nevent: text\n")
+            assert (await asyncio.wait_for(events.content.readuntil(b"\n\n"), 5)).startswith(
+                b"id: 2\nevent: text\n"
+            )
 
 
-# ---------------------------------------------------------------------------------------------------- fuzz and long runs
+# ----------------------------------------------------------------------------------------- fuzz and long runs
 
 
 async def test_whatever_one_caller_sends_no_slot_sticks_and_no_neighbour_is_disturbed() -> None:
@@ -384,8 +394,15 @@ async def test_whatever_one_caller_sends_no_slot_sticks_and_no_neighbour_is_dist
     strategies = hypothesis.strategies
     messages: list[list[bytes]] = []
     real = opus(6)
-    piece = strategies.one_of(strategies.binary(max_size=300), strategies.sampled_from(real), strategies.just(b"\x04{}"))
-    mangled = strategies.builds(lambda data, at, byte: data[:at] + bytes([byte]) + data[at + 1 :], strategies.sampled_from(real), strategies.integers(1, 200), strategies.integers(0, 255))
+    piece = strategies.one_of(
+        strategies.binary(max_size=300), strategies.sampled_from(real), strategies.just(b"\x04{}")
+    )
+    mangled = strategies.builds(
+        lambda data, at, byte: data[:at] + bytes([byte]) + data[at + 1 :],
+        strategies.sampled_from(real),
+        strategies.integers(1, 200),
+        strategies.integers(0, 255),
+    )
 
     @hypothesis.given(strategies.lists(strategies.one_of(piece, mangled), max_size=8))
     @hypothesis.settings(max_examples=25, deadline=None, database=None)
@@ -410,7 +427,9 @@ async def test_whatever_one_caller_sends_no_slot_sticks_and_no_neighbour_is_dist
                 await until(neighbour, 1)
             await eventually(lambda: len(here.server.calls) == 1)
         assert here.server.failure is None
-        assert here.server.conductor.engine.taken == {here.server.calls[next(iter(here.server.calls))].ear.slot}
+        assert here.server.conductor.engine.taken == {
+            here.server.calls[next(iter(here.server.calls))].ear.slot
+        }
 
 
 async def test_random_joins_and_leaves_leave_nothing_behind() -> None:
@@ -429,17 +448,17 @@ async def test_random_joins_and_leaves_leave_nothing_behind() -> None:
 
         await one(0)
         await eventually(lambda: not here.server.calls)
-        tasks, files = len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+        tasks, files = len(asyncio.all_tasks()), open_files()
         for start in range(0, rounds, 4):
             await asyncio.gather(*(one(start + i) for i in range(4)), return_exceptions=True)
         await eventually(lambda: not here.server.calls and not here.server._tasks)
         assert here.server.conductor.engine.taken == set()
         assert here.server.by_ear == {}
         await eventually(lambda: len(asyncio.all_tasks()) <= tasks + 2)
-        await eventually(lambda: len(os.listdir("/proc/self/fd")) <= files + 8)
+        await eventually(lambda: open_files() <= files + 8)
 
 
-# ----------------------------------------------------------------------------------------------------- the pure parts
+# --------------------------------------------------------------------------------------------- the pure parts
 
 
 def test_words_are_put_together_from_byte_pieces() -> None:
