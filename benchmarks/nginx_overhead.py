@@ -3,6 +3,8 @@
     python -m benchmarks.nginx_overhead
         The role's own configuration in a sandbox (needs nginx, no root and no host), with an engine that
         answers at once (caller.echo) in a process of its own: only the way to the engine is measured.
+        --first-in-line: caller, nginx and engine get the CPU before everything else (SCHED_FIFO, as root),
+        so that a machine that is busy with other things shows what a quiet one would.
     python -m benchmarks.nginx_overhead --line https://127.0.0.1:8998 --ca ~/.config/hotline/ca/ca.pem
         A running line of this machine with its real engine, which carries one conversation at a time:
         calls alternate. `--together` if the engine carries two.
@@ -59,7 +61,7 @@ class Ways:
 
 
 @asynccontextmanager
-async def sandbox() -> AsyncIterator[Ways]:
+async def sandbox(first_in_line: bool) -> AsyncIterator[Ways]:
     """The role's nginx with its defaults, an orchestrator that says yes to everybody, and an echo engine."""
     from tests.nginx.conftest import Line, Orchestrator, configure, free_ports, prepare  # noqa: PLC0415
 
@@ -80,6 +82,8 @@ async def sandbox() -> AsyncIterator[Ways]:
         configured = await asyncio.to_thread(configure, folder, hosts)
         if configured.returncode:
             raise SystemExit(f"the role's configuration failed:\n{configured.stdout}{configured.stderr}")
+        if first_in_line:  # of this thread, and of what it starts from here on
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
         line = Line("line", folder / "line", port, orchestrator_port, engines, True)
         echo = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "caller.echo", "--port", str(engines[0]), cwd=ROOT, stdout=subprocess.PIPE
@@ -90,11 +94,12 @@ async def sandbox() -> AsyncIterator[Ways]:
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", orchestrator_port).start()
         try:
-            await asyncio.to_thread(line.start)
+            line.start()  # by this thread
             yield Ways(
                 line.url(""), f"http://127.0.0.1:{engines[0]}", folder / "line" / "tls" / "ca.pem", True
             )
         finally:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
             await asyncio.to_thread(line.stop)
             echo.terminate()
             await echo.wait()
@@ -197,7 +202,7 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
         ways = Ways(options.line, options.engine, options.ca, options.together)
         found = await measure(ways, speech, options.rounds)
     else:
-        async with sandbox() as ways:
+        async with sandbox(options.first_in_line) as ways:
             found = await measure(ways, speech, options.rounds)
     spreads = {way: spread(value / 1000 for value in values) for way, values in found.turnarounds.items()}
     print(f"\n{'ms per 80 ms frame':20}{'p50':>10}{'p95':>10}{'p99':>10}{'max':>10}")
@@ -220,6 +225,7 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
         "machine": before,
         "engine": "the line's own" if options.line else "caller.echo, which answers at once",
         "calls": "together, frames interleaved" if ways.together else "in turn",
+        "first_in_line": options.first_in_line,
         "rounds": options.rounds,
         "seconds": options.seconds,
         "turnaround_ms": {way: asdict(values) for way, values in spreads.items()},
@@ -248,12 +254,17 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--together", action="store_true", help="with --line: the engine carries two conversations"
     )
+    parser.add_argument(
+        "--first-in-line", action="store_true", help="the sandbox before everything else on this machine"
+    )
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=20, help="length of each call")
     parser.add_argument(
         "--json", type=Path, help="write the figures here, e.g. docs/benchmarks/nginx_overhead.json"
     )
     options = parser.parse_args(arguments)
+    if options.first_in_line and options.line:
+        parser.error("--first-in-line is for the sandbox: the processes of a running line are not ours")
     options.arguments = list(arguments)
     result = asyncio.run(run(options))
     if options.json:
