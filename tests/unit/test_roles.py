@@ -43,7 +43,7 @@ def test_variables_carry_the_roles_name(role: str) -> None:
 
 @pytest.mark.parametrize("role", [r for r in ROLES if r not in ("service", "python_venv")])
 def test_main_is_a_table_of_contents(role: str) -> None:
-    """Phases, each in a file of its own with one tag; a first phase that looks also runs for those that need it."""
+    """Phases, each a file with one tag; a first phase that looks also runs for those that need it."""
     for place, task in enumerate(read(role, "tasks/main.yml")):
         imported = task.get("ansible.builtin.import_tasks")
         assert imported, f"{task.get('name')} does something: main.yml only lists phases"

@@ -23,7 +23,7 @@ Settings = dict[str, Any]
 SUPPORTED = {"Debian": ("12",), "Ubuntu": ("22.04", "24.04")}
 PYTHONS = ((3, 10), (3, 12))  # the locks of requirements exist for these
 
-# In use on an H100 while a call ran, context of the driver included: 17,667 and 10,625 MiB (docs/benchmarks), and a little more.
+# In use on an H100 while a call ran, the driver's own included: 17,667 and 10,625 MiB (docs/benchmarks).
 GPU_MEMORY_MIB = {"bf16": 18_300, "q8": 10_800}
 # On disk, in MB (10^6 bytes). A q8 repository takes Mimi and the tokenizer from the bf16 one: 0.4 GB more.
 WEIGHTS_MB = {"bf16": 15_400, "q8": 8_400}

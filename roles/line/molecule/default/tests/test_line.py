@@ -16,6 +16,8 @@ def test_the_system_kept_its_owners(host):
 def test_settings_read_the_same_by_a_shell_and_by_systemd(host):
     text = host.file("/etc/hotline/hotline.env").content_string
     assert 'MOSHI_URL="https://localhost:8998"' in text
-    shell = host.run("set -a; . /etc/hotline/hotline.env; echo $MOSHI_URL $LINE_NAMES $LINE_ENGINES")
-    unit = host.run("systemd-run --quiet --wait --pipe -p EnvironmentFile=/etc/hotline/hotline.env sh -c 'echo $MOSHI_URL $LINE_NAMES $LINE_ENGINES'")
+    shown = "echo $MOSHI_URL $LINE_NAMES $LINE_ENGINES"
+    shell = host.run(f"set -a; . /etc/hotline/hotline.env; {shown}")
+    systemd = "systemd-run --quiet --wait --pipe -p EnvironmentFile=/etc/hotline/hotline.env"
+    unit = host.run(f"{systemd} sh -c '{shown}'")
     assert shell.stdout == unit.stdout == "https://localhost:8998 voice.example.org 0\n"

@@ -20,8 +20,8 @@ def run_role(host, **variables):
     """The scenario's own converge once more, with other variables."""
     inventory = Path("/var/lib/hotline-hosts/m-service/inventory.yml")
     return subprocess.run(
-        ["ansible-playbook", "-i", str(inventory), str(ROOT / "roles/service/molecule/default/converge.yml"), "-e",
-         json.dumps({"line_host": "localhost", "sample_instances": [0, 1], "sample_code": "1"} | variables)],
+        ["ansible-playbook", "-i", str(inventory), str(ROOT / "roles/service/molecule/default/converge.yml"),
+         "-e", json.dumps({"line_host": "localhost", "sample_instances": [0, 1], "sample_code": "1"} | variables)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -44,20 +44,25 @@ def test_environment_reaches_the_process_and_nobody_else(host):
     assert 'OF_NULL=a "quoted" \\ word' in environment
     assert "TOKEN=do-not-tell" in environment
     assert "MOSHI_URL=https://localhost:8998" in environment
-    assert "do-not-tell" not in host.check_output("cat /etc/systemd/system/sample@.service; systemctl show sample@0; ps -ef; journalctl -n 500")
+    elsewhere = "cat /etc/systemd/system/sample@.service; systemctl show sample@0; ps -ef; journalctl -n 500"
+    assert "do-not-tell" not in host.check_output(elsewhere)
     secret = host.file("/etc/hotline/secrets/sample.env")
     assert (secret.user, secret.mode) == ("root", 0o600)
 
 
 def test_the_sandbox_holds(host):
-    held = properties(
-        host, "sample@0", "NoNewPrivileges", "ProtectSystem", "ProtectHome", "PrivateDevices", "DevicePolicy", "MemoryDenyWriteExecute",
-        "RestrictNamespaces", "CapabilityBoundingSet", "User",
-    )  # fmt: skip
-    assert held == {
-        "NoNewPrivileges": "yes", "ProtectSystem": "strict", "ProtectHome": "yes", "PrivateDevices": "yes", "DevicePolicy": "closed",
-        "MemoryDenyWriteExecute": "yes", "RestrictNamespaces": "yes", "CapabilityBoundingSet": "", "User": "sample",
-    }  # fmt: skip
+    expected = {
+        "NoNewPrivileges": "yes",
+        "ProtectSystem": "strict",
+        "ProtectHome": "yes",
+        "PrivateDevices": "yes",
+        "DevicePolicy": "closed",
+        "MemoryDenyWriteExecute": "yes",
+        "RestrictNamespaces": "yes",
+        "CapabilityBoundingSet": "",
+        "User": "sample",
+    }
+    assert properties(host, "sample@0", *expected) == expected
     pid = properties(host, "sample@0", "MainPID")["MainPID"]
     status = host.check_output("cat /proc/%s/status", pid)
     assert "CapEff:\t0000000000000000" in status
@@ -65,7 +70,9 @@ def test_the_sandbox_holds(host):
 
 
 def test_its_exposure_is_2_0_or_better(host):
-    scored = host.run("systemd-analyze security --offline=true --threshold=20 /etc/systemd/system/sample@.service")
+    scored = host.run(
+        "systemd-analyze security --offline=true --threshold=20 /etc/systemd/system/sample@.service"
+    )
     assert scored.rc == 0, scored.stdout[-400:]
 
 
@@ -76,18 +83,24 @@ def test_a_killed_service_comes_back_and_the_breaker_opens_after_three_failures(
         host.check_output("systemctl kill --signal=KILL sample@1")
         deadline = time.monotonic() + 20
         expected = "active" if failure < 3 else "failed"
-        while properties(host, "sample@1", "ActiveState")["ActiveState"] != expected and time.monotonic() < deadline:
+        while (
+            properties(host, "sample@1", "ActiveState")["ActiveState"] != expected
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.3)
-        assert properties(host, "sample@1", "ActiveState")["ActiveState"] == expected, f"after failure {failure}"
+        assert properties(host, "sample@1", "ActiveState")["ActiveState"] == expected, (
+            f"after failure {failure}"
+        )
     again = run_role(host)
     assert again.returncode == 0, again.stdout[-2000:]
     assert host.service("sample@1").is_running, "the next run is the human who mends: it closes the breaker"
 
 
 def test_an_interrupted_run_is_healed(host):
-    """A run wrote the unit and died before the restart: the next one writes nothing, yet sees that something older runs."""
+    """A run wrote the unit and died before the restart: the next one sees that something older runs."""
     unit = "/etc/systemd/system/sample@.service"
-    host.check_output(f"cp {unit} /root/kept; sed -i 's/^Environment=HOTLINE_DEPLOYED=.*/Environment=HOTLINE_DEPLOYED=feed/' {unit}")
+    older = "s/^Environment=HOTLINE_DEPLOYED=.*/Environment=HOTLINE_DEPLOYED=feed/"
+    host.check_output(f"cp {unit} /root/kept; sed -i '{older}' {unit}")
     host.check_output(f"systemctl daemon-reload; systemctl restart sample@0; mv /root/kept {unit}")
     before = properties(host, "sample@0", "MainPID")["MainPID"]
     healed = run_role(host)
@@ -107,7 +120,9 @@ def test_new_code_restarts_and_an_unwanted_instance_goes(host):
 
 
 def test_a_service_that_cannot_start_says_why(host):
-    host.check_output("mkdir -p /etc/systemd/system/sample@0.service.d; printf '[Service]\\nExecStart=\\nExecStart=/usr/bin/python3 -c \"print(1/0)\"\\n' >/etc/systemd/system/sample@0.service.d/broken.conf")
+    folder, broken = "/etc/systemd/system/sample@0.service.d", "/usr/bin/python3 -c 'print(1/0)'"
+    lines = "[Service]\\nExecStart=\\nExecStart=%s\\n"
+    host.check_output(f"mkdir -p {folder}; printf '{lines}' \"{broken}\" >{folder}/broken.conf")
     try:
         refused = run_role(host, sample_code="3")
     finally:
@@ -120,8 +135,21 @@ def test_a_service_that_cannot_start_says_why(host):
 
 def test_it_refuses_to_be_called_directly(tmp_path):
     playbook = tmp_path / "direct.yml"
-    playbook.write_text(yaml.safe_dump([{"name": "Direct", "hosts": "localhost", "connection": "local", "roles": [{"role": "service", "service_name": "x"}]}]))
-    refused = subprocess.run(["ansible-playbook", str(playbook)], cwd=ROOT, capture_output=True, text=True, check=False)
+    playbook.write_text(
+        yaml.safe_dump(
+            [
+                {
+                    "name": "Direct",
+                    "hosts": "localhost",
+                    "connection": "local",
+                    "roles": [{"role": "service", "service_name": "x"}],
+                }
+            ]
+        )
+    )
+    refused = subprocess.run(
+        ["ansible-playbook", str(playbook)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert refused.returncode != 0
     assert "is internal" in refused.stdout
 
