@@ -18,12 +18,16 @@ def properties(host, unit, *names):
 
 def run_role(host, **variables):
     """The scenario's own converge once more, with other variables."""
-    inventory = Path("/var/lib/hotline-hosts/m-service/inventory.yml")
+    inventory = "/var/lib/hotline-hosts/m-service/inventory.yml"
+    playbook = ROOT / "roles/service/molecule/default/converge.yml"
+    wanted = {"line_host": "localhost", "sample_instances": [0, 1], "sample_code": "1"} | variables
     return subprocess.run(
-        ["ansible-playbook", "-i", str(inventory), str(ROOT / "roles/service/molecule/default/converge.yml"),
-         "-e", json.dumps({"line_host": "localhost", "sample_instances": [0, 1], "sample_code": "1"} | variables)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        ["ansible-playbook", "-i", inventory, playbook, "-e", json.dumps(wanted)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("instance", [0, 1])
