@@ -195,7 +195,9 @@ export class Telephone {
     microphone.muted = this.#call.muted;
     microphone.onpresence = (present) => this.#happened({ type: 'microphone', present });
     speaker.onfault = () => this.#happened({ type: 'impossible', fault: 'sound_failed' });
+    // What cannot be decoded is no sound: a line that sends nothing else is as good as silent.
     speaker.ondecoded = (ms) => {
+      this.#lastSound = performance.now();
       this.#receivedMs += ms;
       this.#turnaround.received(ms, performance.now());
     };
@@ -225,7 +227,6 @@ export class Telephone {
         this.#happened({ type: 'answered' });
         break;
       case 'audio':
-        this.#lastSound = performance.now();
         this.#sound?.speaker.play(message.bytes);
         break;
       case 'text':

@@ -93,6 +93,8 @@ class Line:
     hang: bool = False
     """Read on and say nothing: an engine that died inside."""
     stalled_until: float = 0.0
+    garbage: bool = False
+    """Answer with bytes that are no Ogg."""
     authority: str | None = None
     version: str | None = "0.0+standin"
     health: int = 200
@@ -167,7 +169,7 @@ class Line:
                 if frames == 1 or self.hang:
                     continue
                 await asyncio.sleep(max(0.0, self.stalled_until - time.monotonic()))
-                pages = writer.append_pcm(frame)
+                pages = b"this is no Ogg page" if self.garbage else writer.append_pcm(frame)
                 if pages:
                     await socket.send_bytes(bytes([AUDIO]) + pages)
                 if frames % 3 == 0 and frames // 3 <= len(self.words):

@@ -201,6 +201,18 @@ class TestWhatTheLineDoesNotSay:
             caller.hear(10)
             caller.see("Moshi starts anew")
 
+    def test_sound_that_cannot_be_decoded_is_as_good_as_silence(self, browser: Browser, line: Line) -> None:
+        with calling(browser, line.url) as caller:
+            caller.talk()
+            caller.hear(10)
+            line.garbage = True
+            caller.until_state("waiting", 10)
+            caller.see("Moshi fell silent")
+            line.garbage = False
+            caller.until_state("talking")
+            caller.hear(10)
+            caller.watch.assert_clean()
+
     def test_a_stall_of_a_second_is_not(self, browser: Browser, line: Line) -> None:
         with calling(browser, line.url) as caller:
             caller.talk()
