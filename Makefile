@@ -96,7 +96,11 @@ unit: .venv/.ready page-packages speech  ## tests that need neither a host nor t
 
 .PHONY: engine
 engine: .venv-engine/.ready  ## tests that need torch: kyutai's real moshi.server with the tiny model, 8-bit weights
-	.venv-engine/bin/python -m pytest tests/engine
+	.venv-engine/bin/python -m pytest tests/engine tests/duplex
+
+.PHONY: soak
+soak: .venv-engine/.ready  ## ten thousand calls that come and go at random: nothing of them may stay in duplex
+	SOAK=10000 .venv-engine/bin/python -m pytest tests/duplex/test_server.py -k leave_nothing_behind --timeout 7200
 
 .PHONY: nginx
 nginx: .venv/.ready  ## the rendered nginx configuration, by requests to a real nginx

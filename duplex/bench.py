@@ -93,7 +93,9 @@ def summarise(calls: list[dict[str, Any]]) -> dict[str, Any]:
     lost = sum(one["lost"] for one in calls)
     late = sum(value > DEADLINE_MS for value in times)
     frames = len(times) + lost
-    drifts = [one["drift_ms_per_minute"] for one in calls if one["drift_ms_per_minute"] is not None]
+    measured = [one["drift_ms_per_minute"] for one in calls]
+    drifts: list[float] = [drift for drift in measured if drift is not None]
+    farthest: float = max(drifts, key=abs) if drifts else 0.0
     clocks = [one["clock_p99_ms"] for one in calls if one["clock_p99_ms"] is not None]
     return {
         "turnaround_ms": {
@@ -104,7 +106,7 @@ def summarise(calls: list[dict[str, Any]]) -> dict[str, Any]:
         "missed_share": round((late + lost) / frames, 6) if frames else None,
         "frames": frames,
         "lost": lost,
-        "drift_ms_per_minute": round(max(drifts, key=lambda drift: abs(float(drift))), 2) if drifts else None,
+        "drift_ms_per_minute": round(farthest, 2) if drifts else None,
         "callers_clock_p99_ms": round(max(clocks), 2) if clocks else None,
         "failed_calls": [one["reason"] for one in calls if one["outcome"] != "ok"][:5],
     }
@@ -403,7 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.json.write_text(json.dumps({"rows": rows, "ratio": ratio}, indent=1) + "\n", encoding="utf-8")
     if options.plot:
         options.plot.write_text(plot(rows), encoding="utf-8")
-    return 0
+    return 1 if any(row["failed_calls"] for row in rows) else 0
 
 
 def run(options: argparse.Namespace, extra: Sequence[str]) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class Histogram:
         if not self.recent:
             return None
         values = sorted(self.recent)
-        return values[min(len(values) - 1, int(len(values) * percent / 100))]
+        return round(values[min(len(values) - 1, int(len(values) * percent / 100))], 2)
 
     def lines(self, name: str, help_text: str, scale: float = 1.0) -> Iterable[str]:
         """Write it out; bounds and sum are multiplied by ``scale``."""

@@ -6,9 +6,13 @@ The engine is a real one with tiny weights; time is real, so waits are short and
 from __future__ import annotations
 
 import asyncio
+import importlib
+import io
 import json
 import os
 import random
+import sys
+import types
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -168,6 +172,40 @@ async def test_a_call_hears_the_handshake_sound_and_words_of_the_model(build: An
             elif message[0] == 2:
                 text += message[1:].decode()
         assert text == said
+
+
+async def test_kyutais_own_client_talks_to_it_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """moshi.client, with its sound card replaced by a microphone that hums and a speaker that listens."""
+
+    class Card:
+        def __init__(self, callback: Callable[..., None], **settings: Any) -> None:
+            self.callback, self.rate = callback, settings["samplerate"]
+
+        def __enter__(self) -> None: ...
+        def __exit__(self, *error: object) -> None: ...
+
+    card = types.SimpleNamespace(InputStream=Card, OutputStream=Card)
+    monkeypatch.setitem(sys.modules, "sounddevice", card)
+    monkeypatch.delitem(sys.modules, "moshi.client", raising=False)
+    client = importlib.import_module("moshi.client")
+    said, complaints = io.StringIO(), io.StringIO()
+    printer = client.RawPrinter(said, complaints)
+    async with line(Echo) as here, here.call() as ws:
+        connection = client.Connection(printer, ws, asyncio.get_running_loop())
+        running = asyncio.create_task(connection.run())
+        hum = np.sin(np.arange(FRAME) * 0.05).astype(np.float32)[:, None] * 0.3
+        for _ in range(8):
+            connection._in_stream.callback(hum, FRAME, None, None)
+            await asyncio.sleep(0.05)
+        await eventually(lambda: connection._output_queue.qsize() >= 7)
+        heard = np.zeros((FRAME, 1), dtype=np.float32)
+        for _ in range(4):
+            connection._out_stream.callback(heard, FRAME, None, None)
+        assert np.abs(heard).max() > 0.1
+        running.cancel()
+    assert said.getvalue().startswith(" w7 w7")
+    # Nothing that came was unknown to it but the handshake, of which it complains with moshi.server too.
+    assert "unknown message kind" not in complaints.getvalue().replace("unknown message kind 0", "")
 
 
 async def test_a_call_cut_in_the_middle_goes_on_as_if_it_had_not_been(weights: Any) -> None:
