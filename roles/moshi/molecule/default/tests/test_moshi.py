@@ -34,6 +34,17 @@ def wait_for(host, wanted, seconds=90):
         time.sleep(0.5)
 
 
+def comes_back(host, *kill):
+    """Kill the engine in one way and wait until another process answers in its place."""
+    before = properties(host, "MainPID")["MainPID"]
+    host.check_output(*kill, before)
+    end = time.monotonic() + 90
+    while properties(host, "MainPID")["MainPID"] in {before, "0"}:
+        assert time.monotonic() < end, journal(host)
+        time.sleep(0.5)
+    wait_for(host, {"ActiveState": "active", "SubState": "running"})
+
+
 def journal(host, *options):
     return host.check_output("journalctl --no-pager -o cat -u %s " + " ".join(options), UNIT)
 
@@ -153,8 +164,9 @@ def test_the_sandbox_holds_as_systemd_reports_it(host):
         "IPAddressDeny": "0.0.0.0/0 ::/0", "IPAddressAllow": "127.0.0.0/8 ::1/128",
     }  # fmt: skip
     seen = properties(host, *held)
-    seen["RestrictAddressFamilies"] = " ".join(sorted(seen["RestrictAddressFamilies"].split()))
-    assert seen == held
+    assert {name: set(value.split()) for name, value in seen.items()} == {
+        name: set(value.split()) for name, value in held.items()
+    }
 
 
 def test_the_sandbox_holds_as_the_kernel_reports_it(host):
@@ -172,12 +184,13 @@ def test_the_sandbox_holds_as_the_kernel_reports_it(host):
 
 
 def test_it_can_compile_and_run_what_it_compiled(host):
-    """torch.compile writes libraries into the cache and loads them: that folder is its own, writable and executable."""
+    """torch.compile writes libraries into the cache and loads them: it may write and run there."""
     pid = properties(host, "MainPID")["MainPID"]
     code = (
         "import os, shutil, subprocess; os.setgroups([]); os.setgid({0}); os.setuid({0}); "
         "shutil.copy('/bin/true', '/var/cache/hotline/moshi/true'); "
-        "subprocess.run(['/var/cache/hotline/moshi/true'], check=True); os.remove('/var/cache/hotline/moshi/true')"
+        "subprocess.run(['/var/cache/hotline/moshi/true'], check=True); "
+        "os.remove('/var/cache/hotline/moshi/true')"
     ).format(host.user("moshi").uid)
     host.check_output("nsenter -t %s -m -- /usr/bin/python3 -c %s", pid, code)
 
@@ -209,10 +222,7 @@ def test_system_folders_kept_their_owners(host):
 
 
 def test_a_killed_engine_comes_back_by_itself(fresh):
-    before = properties(fresh, "MainPID")["MainPID"]
-    fresh.check_output("kill -9 %s", before)
-    wait_for(fresh, {"ActiveState": "active", "SubState": "running"})
-    assert properties(fresh, "MainPID")["MainPID"] != before
+    comes_back(fresh, "kill -9 %s")
     assert talk(10)[0] > 0
     assert "killed: Somebody sent SIGKILL to the engine. (failure 1, 3 starts are allowed in" in journal(
         fresh
@@ -222,8 +232,7 @@ def test_a_killed_engine_comes_back_by_itself(fresh):
 
 
 def test_a_segmentation_fault_is_told_from_a_kill(fresh):
-    fresh.check_output("systemctl kill --kill-who=main --signal=SEGV %s", UNIT)
-    wait_for(fresh, {"ActiveState": "active", "SubState": "running"})
+    comes_back(fresh, "kill -SEGV %s")
     assert state(fresh, "last_failure.json")["reason"] == "segmentation_fault"
     assert "Fatal Python error: Segmentation fault" in journal(fresh)
 
@@ -233,7 +242,7 @@ def test_an_engine_without_weights_stays_down_after_three_failures_and_says_why(
     try:
         fresh.check_output("systemctl reset-failed %s", UNIT)
         fresh.run("systemctl restart %s", UNIT)
-        wait_for(fresh, {"ActiveState": "failed", "Result": "start-limit-hit"})
+        wait_for(fresh, {"ActiveState": "failed"})
     finally:
         fresh.check_output("mv /var/lib/hotline/models/elsewhere /var/lib/hotline/models/serving")
     failure = state(fresh, "failure.json")
@@ -267,7 +276,6 @@ def test_a_deliberate_stop_is_no_failure(fresh):
         ({"moshi_extra_args": ["--cfg-coef", "much"]}, ["invalid float value: 'much'", "correct moshi_ext"]),
         ({"moshi_extra_args": ["--port=1", "--half"]}, ["--port (engine N listens on line_engine_port + N"]),
         ({"moshi_voice": "moshikoto"}, ["value of moshi_voice must be one of: moshiko, moshika"]),
-        ({"moshi_engine": "other"}, ["value of moshi_engine must be one of: moshi_server"]),
         ({"moshi_sampling": {"temperature": 1}}, ["temperature"]),
     ],
 )  # fmt: skip
