@@ -175,6 +175,8 @@ class Server:
         self.events: deque[tuple[int, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)
         self.sequence = 0
         self.news = asyncio.Condition()
+        self.listening = 0
+        """Readers of /events."""
         self.draining = False
         self.failure: BaseException | None = None
         self.over = asyncio.Event()
@@ -583,7 +585,8 @@ class Server:
     def _event(self, kind: str, content: dict[str, Any]) -> None:
         self.sequence += 1
         self.events.append((self.sequence, kind, {"at": round(time.time(), 3), **content}))
-        self._keep(asyncio.create_task(self._announce()))
+        if self.listening:
+            self._keep(asyncio.create_task(self._announce()))
 
     async def _announce(self) -> None:
         async with self.news:
@@ -660,6 +663,15 @@ class Server:
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
         await response.prepare(request)
+        self.listening += 1
+        try:
+            await self._tell(response, after)
+        finally:
+            self.listening -= 1
+        return response
+
+    async def _tell(self, response: web.StreamResponse, after: int) -> None:
+        """Write events after number ``after`` as they come, until the engine or the reader ends."""
         while not self.over.is_set():
             for number, kind, content in [event for event in self.events if event[0] > after]:
                 await response.write(f"id: {number}\nevent: {kind}\ndata: {json.dumps(content)}\n\n".encode())
@@ -670,7 +682,6 @@ class Server:
                         await asyncio.wait_for(self.news.wait(), 15)
             if self.sequence == after:
                 await response.write(b": still here\n\n")
-        return response
 
     def door(self) -> web.Application:
         """Return what callers reach."""

@@ -20,8 +20,7 @@ CPU = torch.device("cpu")
 
 
 def released(state: dict[str, Any]) -> dict[str, Any]:
-    """Rename a state as the released files have it: projections of all steps stacked, named in_proj_weight.
-    """
+    """Rename a state as the released files have it: all steps of a projection stacked in one."""
     stacked: dict[str, list[Any]] = {}
     result = {}
     for name, value in state.items():
