@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -38,15 +37,23 @@ def q8(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
     """Patches of a module stay for the whole process, so each look at them gets one of its own."""
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
 
 
 LOAD = """
-    import json, sys from pathlib import Path import torch from moshi.models import LMGen, loaders from
-    roles.moshi.files import launch q8 = Path({q8!r}) if {mended}: launch.keep_scales_float32(loaders) config
-    = {{k: v for k, v in json.loads((q8 / "config.json").read_text()).items() if k not in ("mimi_config_name",
-    "model_type")}} model = loaders.get_moshi_lm(q8 / "moshi.safetensors", config, dtype=torch.{dtype})
+import json
+from pathlib import Path
+import torch
+from moshi.models import loaders
+from roles.moshi.files import launch
+q8 = Path({q8!r})
+if {mended}:
+    launch.keep_scales_float32(loaders)
+config = json.loads((q8 / "config.json").read_text())
+del config["mimi_config_name"]
+config.pop("model_type", None)
+model = loaders.get_moshi_lm(q8 / "moshi.safetensors", config, dtype=torch.{dtype})
 """
 
 
@@ -56,9 +63,10 @@ def test_as_released_the_first_step_refuses_the_scales(q8: Path, dtype: str) -> 
     code = (
         LOAD.format(q8=str(q8), mended=False, dtype=dtype)
         + """
-    print(model.text_linear.weight_scb.dtype)
-    with torch.no_grad(): model.text_linear(torch.zeros(1, 1, 64))
-    """
+print(model.text_linear.weight_scb.dtype)
+with torch.no_grad():
+    model.text_linear(torch.zeros(1, 1, 64))
+"""
     )
     done = in_a_fresh_process(code)
     assert done.stdout.strip() == f"torch.{dtype}"
@@ -70,12 +78,13 @@ def test_mended_every_scale_is_bit_for_bit_that_of_the_file(q8: Path, dtype: str
     code = (
         LOAD.format(q8=str(q8), mended=True, dtype=dtype)
         + """
-    from safetensors.torch import load_file stored, loaded = load_file(q8 / "moshi.safetensors"),
-    model.state_dict() scales = [name for name in stored if name.endswith("weight_scb")] assert
-    all(loaded[name].dtype == torch.float32 and torch.equal(loaded[name], stored[name]) for name in scales)
-    others = [v.dtype for name, v in loaded.items() if name not in scales and v.dtype.is_floating_point]
-    print(len(scales), set(others))
-    """
+from safetensors.torch import load_file
+stored, loaded = load_file(q8 / "moshi.safetensors"), model.state_dict()
+scales = [name for name in stored if name.endswith("weight_scb")]
+assert all(loaded[name].dtype == torch.float32 and torch.equal(loaded[name], stored[name]) for name in scales)
+others = [v.dtype for name, v in loaded.items() if name not in scales and v.dtype.is_floating_point]
+print(len(scales), set(others))
+"""
     )
     done = in_a_fresh_process(code)
     assert done.stdout.strip() == f"89 {{torch.{dtype}}}", done.stderr
@@ -94,8 +103,8 @@ def test_scales_under_the_names_of_old_files_are_kept_too(q8: Path, tmp_path: Pa
     code = (
         LOAD.format(q8=str(tmp_path), mended=True, dtype="bfloat16")
         + f"""
-    print(model.state_dict()["{attention}in_projs.0.weight_scb"].dtype)
-    """
+print(model.state_dict()["{attention}in_projs.0.weight_scb"].dtype)
+"""
     )
     done = in_a_fresh_process(code)
     assert done.stdout.strip() == "torch.float32", done.stderr
@@ -105,12 +114,14 @@ def test_mended_the_model_computes_what_the_16_bit_one_does(q8: Path, models: Pa
     code = (
         LOAD.format(q8=str(q8), mended=True, dtype="bfloat16")
         + f"""
-    config.pop("quantize") sixteen = loaders.get_moshi_lm({str(models / "serving/moshi.safetensors")!r},
-    config, dtype=torch.bfloat16) torch.manual_seed(0) x = torch.randn(1, 5, 64, dtype=torch.bfloat16) with
-    torch.no_grad():
-        a, b = sixteen.text_linear(x).float(), model.text_linear(x).float()
-    print(float((a - b).norm() / a.norm()))
-    """
+config.pop("quantize")
+sixteen = loaders.get_moshi_lm({str(models / "serving/moshi.safetensors")!r}, config, dtype=torch.bfloat16)
+torch.manual_seed(0)
+x = torch.randn(1, 5, 64, dtype=torch.bfloat16)
+with torch.no_grad():
+    a, b = sixteen.text_linear(x).float(), model.text_linear(x).float()
+print(float((a - b).norm() / a.norm()))
+"""
     )
     done = in_a_fresh_process(code)
     assert float(done.stdout) < 0.03, done.stderr

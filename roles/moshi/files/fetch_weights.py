@@ -49,6 +49,7 @@ from typing import IO, Any
 CHUNK = 1 << 20  # bytes per read
 SILENCE = 60.0  # seconds without a byte after which a connection counts as broken
 TRIES = 8  # in a row without a single new byte
+TRIES_TO_ASK = 5  # for what costs nothing to ask again in a later run: 15 s with the pauses between
 LONGEST_PAUSE = 300.0  # seconds between two tries, also when the hub asks for more
 SPARE = 256 << 20  # bytes that stay free on the disk
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -194,8 +195,8 @@ class Hub:
         self.pause = pause
         self.opener = urllib.request.build_opener(Redirects)
 
-    def patiently(self, attempt: Callable[[], int], what: str) -> None:
-        """Repeat ``attempt`` until it returns; TRIES failures in a row that brought no byte are the end."""
+    def patiently(self, attempt: Callable[[], int], what: str, tries: int) -> None:
+        """Repeat ``attempt`` until it returns; ``tries`` failures in a row that brought no byte are the end."""
         failures = 0
         while True:
             before = self.progress.done
@@ -203,7 +204,7 @@ class Hub:
                 attempt()
             except BrokenError as broken:
                 failures = 1 if self.progress.done > before else failures + 1
-                if failures >= TRIES:
+                if failures >= tries:
                     raise FetchError(
                         f"{what} cannot be fetched from {self.endpoint}: {broken} ({failures} tries). Check "
                         f"that the host "
@@ -296,7 +297,7 @@ class Hub:
                 raise BrokenError("the hub's answer is cut off or not JSON") from error
             return len(body)
 
-        self.patiently(attempt, f"{repository} at {revision}")
+        self.patiently(attempt, f"{repository} at {revision}", TRIES_TO_ASK)
         commit = found.get("sha")
         if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise FetchError(
@@ -364,7 +365,7 @@ class Hub:
                 raise BrokenError(f"the connection broke after {gigabytes(have)} of {gigabytes(remote.size)}")
             return have
 
-        self.patiently(attempt, remote.name)
+        self.patiently(attempt, remote.name, TRIES)
 
 
 def check_commit(response: http.client.HTTPResponse, remote: Remote) -> None:
