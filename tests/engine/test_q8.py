@@ -36,9 +36,7 @@ def q8(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_a_fresh_process(code: str) -> subprocess.CompletedProcess[str]:
     """Patches of a module stay for the whole process, so each look at them gets one of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 LOAD = """

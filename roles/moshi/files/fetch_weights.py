@@ -196,7 +196,7 @@ class Hub:
         self.opener = urllib.request.build_opener(Redirects)
 
     def patiently(self, attempt: Callable[[], int], what: str, tries: int) -> None:
-        """Repeat ``attempt`` until it returns; ``tries`` failures in a row that brought no byte are the end."""
+        """Repeat ``attempt`` until it returns; ``tries`` failures in a row without a new byte are the end."""
         failures = 0
         while True:
             before = self.progress.done
