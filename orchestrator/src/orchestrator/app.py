@@ -37,7 +37,7 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
             yield State(
                 line=line,
                 doors=Doors.of(settings),
-                ledger=Ledger(settings.moshi_conversations),
+                ledger=Ledger(),
                 health=checks,
             )
         finally:

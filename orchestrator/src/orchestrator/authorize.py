@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
 
-from orchestrator.engines import Condition, Engine, Peer, SocketsUnreadableError
+from orchestrator.engines import Caller, Condition, Engine, SocketsUnreadableError
 from orchestrator.line import Line
 from orchestrator.problems import problem
 from orchestrator.refusal import MESSAGES, STATUS, Refusal
@@ -86,21 +86,21 @@ class Doors:
 
 @dataclass(frozen=True)
 class Seat:
-    """What the ledger knows of one engine: who is connected, and until when its answers are remembered."""
+    """What the ledger knows of one engine: who talks with it, and until when its answers are remembered."""
 
-    peers: frozenset[Peer] = frozenset()
+    callers: frozenset[Caller] = frozenset()
     reserved_until: tuple[float, ...] = ()  # in seconds of the ledger's clock, oldest first
     granted_at: int = 0  # the number of the last answer that named it
 
     @property
     def taken(self) -> int:
         """How many conversations it carries or is about to carry."""
-        return len(self.peers) + len(self.reserved_until)
+        return len(self.callers) + len(self.reserved_until)
 
-    def seen(self, peers: frozenset[Peer], now: float) -> Seat:
-        """Look again: a new connection settles the oldest reservation, time ends the others."""
-        arrived = len(peers - self.peers)
-        return Seat(peers, tuple(t for t in self.reserved_until[arrived:] if t > now), self.granted_at)
+    def seen(self, callers: frozenset[Caller], now: float) -> Seat:
+        """Look again: a new caller settles the oldest reservation, time ends the others."""
+        arrived = len(callers - self.callers)
+        return Seat(callers, tuple(t for t in self.reserved_until[arrived:] if t > now), self.granted_at)
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,7 @@ class Unclear:
 Decision = Granted | Refused | Unclear
 
 
-def decide(
-    *, admitted: bool, engines: Sequence[Engine], seats: Mapping[int, Seat], conversations: int
-) -> Decision:
+def decide(*, admitted: bool, engines: Sequence[Engine], seats: Mapping[int, Seat]) -> Decision:
     """Decide about one caller.
 
     Engines are filled evenly: the emptiest gets the call, among equals the one whose last call is longest
@@ -138,14 +136,14 @@ def decide(
     if not admitted:
         return Refused(Refusal.NOT_ALLOWED)
     ready = [engine for engine in engines if engine.condition is Condition.READY]
-    free = [engine for engine in ready if seats[engine.number].taken < conversations]
+    free = [engine for engine in ready if seats[engine.number].taken < engine.conversations]
     if free:
         best = min(free, key=lambda e: (seats[e.number].taken, seats[e.number].granted_at, e.number))
         return Granted(best.number)
     unclear = [
         seat.reserved_until[0]
         for engine in ready
-        if len((seat := seats[engine.number]).peers) < conversations and seat.reserved_until
+        if len((seat := seats[engine.number]).callers) < engine.conversations and seat.reserved_until
     ]
     if unclear:
         return Unclear(min(unclear))
@@ -160,37 +158,39 @@ def decide(
 class Ledger:
     """The answers given and not settled yet. One per process, used by one event loop."""
 
-    conversations: int
     seats: dict[int, Seat] = field(default_factory=dict)
     answers: int = 0
 
     def ask(self, *, admitted: bool, engines: Sequence[Engine], now: float) -> Decision:
         """Decide about one caller at this moment, and remember the answer."""
         for engine in engines:
-            self.seats[engine.number] = self.seats.get(engine.number, Seat()).seen(engine.peers, now)
-        decision = decide(
-            admitted=admitted, engines=engines, seats=self.seats, conversations=self.conversations
-        )
+            self.seats[engine.number] = self.seats.get(engine.number, Seat()).seen(engine.callers, now)
+        decision = decide(admitted=admitted, engines=engines, seats=self.seats)
         if isinstance(decision, Granted):
             self.answers += 1
             seat = self.seats[decision.engine]
             self.seats[decision.engine] = Seat(
-                seat.peers, (*seat.reserved_until, now + RESERVED_S), self.answers
+                seat.callers, (*seat.reserved_until, now + RESERVED_S), self.answers
             )
         return decision
 
 
 async def answer(
-    ledger: Ledger, *, admitted: bool, look: Callable[[], Sequence[Engine]], clock: Callable[[], float]
+    ledger: Ledger,
+    *,
+    admitted: bool,
+    look: Callable[[], Awaitable[Sequence[Engine]]],
+    clock: Callable[[], float],
 ) -> Granted | Refused:
     """Decide about one caller, and wait while it is unclear; at most RESERVED_S, however many others ask.
 
-    Looking and remembering happen without a pause between them, so no other caller comes in between.
+    What was seen is remembered without a pause after the look, so no other caller comes in between.
     """
     last = clock() + RESERVED_S
     while True:
+        engines = await look()
         now = clock()
-        decision = ledger.ask(admitted=admitted, engines=look(), now=now)
+        decision = ledger.ask(admitted=admitted, engines=engines, now=now)
         if not isinstance(decision, Unclear):
             return decision
         if now >= last:
@@ -211,7 +211,7 @@ async def authorize(request: Request) -> Response:
         decision = await answer(
             ledger,
             admitted=doors.admit(origin),
-            look=lambda: line.engines(files),
+            look=lambda: line.look(files),
             clock=line.surroundings.clock,
         )
     except SocketsUnreadableError as error:

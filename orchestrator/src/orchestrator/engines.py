@@ -1,9 +1,10 @@
-"""Which engines there are, and in what state: seen from outside, since an engine says nothing of itself.
+"""Which engines there are, and in what state.
 
-Two sources. The kernel's table of TCP sockets (``/proc/net/tcp`` and ``tcp6``) says whether an engine's port
-is open and who is connected to it. The engine's unit leaves two files in ``/var/lib/hotline/moshi/N``:
-``phase.json`` says how far it has come, ``failure.json`` why it failed and how often; the second goes away
-once the engine is ready again.
+moshi.server says nothing of itself and is seen from outside: the kernel's table of TCP sockets
+(``/proc/net/tcp`` and ``tcp6``) says whether an engine's port is open and who is connected to it. duplex says
+at ``/status``, on a port of its own, how many conversations it carries and which (`Told`). The unit of either
+leaves two files in ``/var/lib/hotline/moshi/N``: ``phase.json`` says how far it is, ``failure.json`` why
+it failed and how often; the second goes away once the engine is ready again.
 
 The table is documented in https://www.kernel.org/doc/html/latest/networking/proc_net_tcp.html; its addresses
 are words of 32 bits in the byte order of the machine (little-endian on everything that Hotline runs on).
@@ -34,6 +35,10 @@ class Peer(NamedTuple):
 
     address: str
     port: int
+
+
+Caller = Peer | str
+"""Whom an engine talks with: the far end of a connection, or the id of a call."""
 
 
 class Socket(NamedTuple):
@@ -125,10 +130,37 @@ def read_sockets(proc_net: Path) -> list[Socket]:
     return rows
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a duplex engine said about itself at ``/status``; ``silence`` is why it said nothing."""
+
+    ready: bool = False
+    draining: bool = False
+    slots: int = 0
+    """How many conversations it carries."""
+    calls: frozenset[str] = frozenset()
+    """Ids of those it carries, with the broken ones that it keeps for their grace."""
+    silence: str = ""
+
+
+def told_in(status: Mapping[str, Any]) -> Told:
+    """Read an answer of ``/status``. Raises ValueError when it is none."""
+    try:
+        return Told(
+            ready=status["ready"] is True,
+            draining=status["draining"] is True,
+            slots=int(status["slots"]),
+            calls=frozenset(str(call["id"]) for call in status["calls"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"it is not duplex's /status: {type(error).__name__} {error}") from None
+
+
 class Condition(Enum):
     """What an engine is good for."""
 
-    READY = "ready"  # its port is open
+    READY = "ready"  # its port is open, and it does not say otherwise
+    SILENT = "silent"  # its port is open, but it does not say how it is
     STARTING = "starting"  # waiting helps
     BROKEN = "broken"  # the circuit breaker is open: waiting does not help
     ABSENT = "absent"  # it was never started, or stopped on purpose
@@ -174,6 +206,18 @@ class Engine:
     peers: frozenset[Peer] = frozenset()
     files: EngineFiles = EngineFiles()
     max_failures: int = 3
+    told: Told | None = None
+    """None of an engine that tells nothing."""
+
+    @property
+    def callers(self) -> frozenset[Caller]:
+        """Who talks with it: calls that it names, or connections of one that names none."""
+        return self.peers if self.told is None else self.told.calls
+
+    @property
+    def conversations(self) -> int:
+        """How many it carries at a time."""
+        return 1 if self.told is None else self.told.slots
 
     @property
     def name(self) -> str:
@@ -188,6 +232,10 @@ class Engine:
     @property
     def condition(self) -> Condition:
         """An open port says more than any file: it opens after the warm-up, and a dead engine has none."""
+        if self.listening and self.told is not None:
+            if self.told.silence:
+                return Condition.SILENT
+            return Condition.READY if self.told.ready else Condition.STARTING
         if self.listening:
             return Condition.READY
         failure, phase = self.files.failure, self.files.phase
@@ -215,6 +263,14 @@ def sentence_of(engine: Engine) -> str:
     phase, failure = engine.files.phase, engine.files.failure
     if engine.condition is Condition.READY:
         return f"{engine.name} is ready"
+    if engine.listening and engine.told is not None:
+        if engine.told.silence:
+            return (
+                f"{engine.name} does not say how it is: {engine.told.silence}. "
+                f"Mend, if it stays so: systemctl restart {engine.name}"
+            )
+        ending = engine.told.draining
+        return f"{engine.name} {'is ending its calls and takes no new ones' if ending else 'starts'}"
     if engine.condition is Condition.ABSENT and phase is not None:
         return f"{engine.name} was stopped. Mend: systemctl start {engine.name}, or run site.yml again"
     if engine.condition is Condition.ABSENT:

@@ -81,9 +81,13 @@ def judge_engines(engines: Sequence[Engine], silent: Mapping[int, str]) -> Verdi
         elif engine.condition is not Condition.READY:
             sentences.append(sentence_of(engine))
     well = [e for e in engines if e.condition is Condition.READY and e.number not in silent]
-    talking = sum(len(engine.peers) for engine in engines)
+    talking = sum(len(engine.callers) for engine in engines)
     if not sentences:
-        return Verdict(Status.OK, f"{len(well)} of {len(engines)} engines ready, {talking} in conversation")
+        told = all(engine.told is not None for engine in engines)
+        room = f" of {sum(engine.conversations for engine in engines)}" if told else ""
+        return Verdict(
+            Status.OK, f"{len(well)} of {len(engines)} engines ready, {talking}{room} in conversation"
+        )
     detail = "; ".join(sentences)
     if well:
         return Verdict(Status.DEGRADED, detail)
@@ -204,7 +208,7 @@ class Health:
 
     async def _engines(self) -> list[Engine]:
         files: Mapping[int, EngineFiles] = await asyncio.to_thread(self._line.read_files)
-        return self._line.engines(files)
+        return await self._line.look(files)
 
     async def _see_engines(self) -> Verdict:
         return judge_engines(await self._engines(), {})

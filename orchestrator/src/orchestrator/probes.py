@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import csv
+import json
 import os
 import socket
 import ssl
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PROBE_S = 1.5
 HEAD_BYTES = 8192
+OBJECT_BYTES = 256 * 1024
 
 
 class ProbeError(Exception):
@@ -81,6 +83,36 @@ async def http_status(
         raise ProbeError(f"nothing listens on port {port}") from None
     except (OSError, ValueError, asyncio.LimitOverrunError) as error:
         raise ProbeError(f"port {port}: {error}") from None
+
+
+async def http_object(port: int, path: str) -> dict[str, Any]:
+    """Return the JSON object with which 127.0.0.1:``port`` answers a GET.
+
+    HTTP/1.0: the answer ends with its connection. Raises ProbeError when it is anything but a 200 with an
+    object of at most OBJECT_BYTES; bounds no time.
+    """
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=HEAD_BYTES)
+        try:
+            writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost:{port}\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            body = b""
+            while len(body) <= OBJECT_BYTES and (piece := await reader.read(OBJECT_BYTES)):
+                body += piece
+        finally:
+            writer.transport.abort()
+        if head.split(maxsplit=2)[1] != b"200":
+            raise ProbeError(f"port {port} answers {head.splitlines()[0].decode(errors='replace')!r:.80}")
+        found = json.loads(body)
+    except ConnectionRefusedError:
+        raise ProbeError(f"nothing listens on port {port}") from None
+    except (OSError, EOFError, asyncio.LimitOverrunError) as error:
+        raise ProbeError(f"port {port}: {error}") from None
+    except (ValueError, IndexError, RecursionError):
+        raise ProbeError(f"what answers on port {port} is no JSON over HTTP") from None
+    if not isinstance(found, dict):
+        raise ProbeError(f"what answers on port {port} is no JSON object")
+    return found
 
 
 class Space(NamedTuple):

@@ -112,15 +112,20 @@ class Settings(BaseSettings):
         description="none: nginx speaks plain http, because a gateway before it ends TLS",
         json_schema_extra={"ansible": "tls_provider"},
     )
+    line_status_port: Annotated[int, Field(ge=1, le=65535 - 63)] = Field(
+        default=9299,
+        description="engine N, if it is duplex, tells about itself on 127.0.0.1, on this port plus N",
+        json_schema_extra={"ansible": "line_status_port"},
+    )
+    moshi_engine: Literal["moshi_server", "duplex"] = Field(
+        default="moshi_server",
+        description="which program the engines are",
+        json_schema_extra={"ansible": "moshi_engine"},
+    )
     moshi_device: Literal["cuda", "cpu"] = Field(
         default="cuda",
         description="what the engines run on: cuda or cpu",
         json_schema_extra={"ansible": "moshi_device"},
-    )
-    moshi_conversations: Annotated[int, Field(ge=1, le=4096)] = Field(
-        default=1,
-        description="how many conversations one engine carries at a time",
-        json_schema_extra={"ansible": "moshi_conversations"},
     )
     max_moshi_failures: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=3,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from orchestrator.authorize import (
     answer,
     origin_of,
 )
-from orchestrator.engines import Engine, EngineFiles, Failure, Peer, Phase
+from orchestrator.engines import Engine, EngineFiles, Failure, Peer, Phase, Told
 from orchestrator.line import Surroundings
 from orchestrator.refusal import Refusal
 
@@ -106,6 +107,19 @@ def ready(number: int, *callers: int) -> Engine:
     )
 
 
+def telling(number: int, *calls: str, slots: int = 2, is_ready: bool = True) -> Engine:
+    """An engine that says itself what it carries."""
+    told = Told(ready=is_ready, slots=slots, calls=frozenset(calls))
+    return Engine(number, 8999 + number, listening=True, told=told)
+
+
+def seeing(engines: Sequence[Engine]) -> Callable[[], Awaitable[Sequence[Engine]]]:
+    async def look() -> Sequence[Engine]:
+        return engines
+
+    return look
+
+
 def down(number: int, *, phase: str = "", failures: int = 0) -> Engine:
     files = EngineFiles(Phase(phase) if phase else None, Failure("other", "", failures) if failures else None)
     return Engine(number, 8999 + number, listening=False, files=files)
@@ -119,6 +133,9 @@ def ask(ledger: Ledger, engines: Sequence[Engine], now: float = 0.0, *, admitted
     ("engines", "refusal"),
     [
         ([ready(0, 40000)], Refusal.LINE_FULL),
+        ([telling(0, "a", "b")], Refusal.LINE_FULL),
+        ([telling(0, is_ready=False)], Refusal.STARTING),
+        ([Engine(0, 8999, listening=True, told=Told(silence="it hangs"))], Refusal.LINE_DOWN),
         ([ready(0, 40000), down(1, phase="loading")], Refusal.LINE_FULL),
         ([down(0, phase="loading")], Refusal.STARTING),
         ([down(0, phase="fetching"), down(1, failures=3)], Refusal.STARTING),
@@ -130,26 +147,26 @@ def ask(ledger: Ledger, engines: Sequence[Engine], now: float = 0.0, *, admitted
     ],
 )
 def test_why_a_call_is_refused(engines: list[Engine], refusal: Refusal) -> None:
-    assert ask(Ledger(1), engines) == Refused(refusal)
+    assert ask(Ledger(), engines) == Refused(refusal)
 
 
 def test_who_is_not_admitted_learns_nothing_about_the_engines() -> None:
-    assert ask(Ledger(1), [ready(0)], admitted=False) == Refused(Refusal.NOT_ALLOWED)
-    assert ask(Ledger(1), [down(0)], admitted=False) == Refused(Refusal.NOT_ALLOWED)
+    assert ask(Ledger(), [ready(0)], admitted=False) == Refused(Refusal.NOT_ALLOWED)
+    assert ask(Ledger(), [down(0)], admitted=False) == Refused(Refusal.NOT_ALLOWED)
 
 
 def test_an_engine_that_is_down_is_passed_over() -> None:
-    assert ask(Ledger(1), [down(0, failures=3), ready(1)]) == Granted(1)
+    assert ask(Ledger(), [down(0, failures=3), ready(1)]) == Granted(1)
 
 
 def test_two_callers_of_the_same_instant_get_different_engines() -> None:
-    ledger, engines = Ledger(1), [ready(0), ready(1)]
+    ledger, engines = Ledger(), [ready(0), ready(1)]
     assert [ask(ledger, engines), ask(ledger, engines)] == [Granted(0), Granted(1)]
     assert ask(ledger, engines) == Unclear(RESERVED_S)
 
 
 def test_a_reservation_ends_when_its_call_is_seen() -> None:
-    ledger = Ledger(1)
+    ledger = Ledger()
     assert ask(ledger, [ready(0)], 0.0) == Granted(0)
     assert ask(ledger, [ready(0, 40000)], 0.1) == Refused(Refusal.LINE_FULL)
     # The caller hangs up at once and calls again: nothing is left of the first answer.
@@ -157,33 +174,33 @@ def test_a_reservation_ends_when_its_call_is_seen() -> None:
 
 
 def test_a_reservation_ends_by_itself_when_its_call_never_comes() -> None:
-    ledger = Ledger(1)
+    ledger = Ledger()
     assert ask(ledger, [ready(0)], 0.0) == Granted(0)
     assert ask(ledger, [ready(0)], RESERVED_S - 0.01) == Unclear(RESERVED_S)
     assert ask(ledger, [ready(0)], RESERVED_S) == Granted(0)
 
 
 def test_engines_are_filled_evenly() -> None:
-    ledger = Ledger(2)
-    engines = [ready(0, 1), ready(1), ready(2, 2)]
+    ledger = Ledger()
+    engines = [telling(0, "a"), telling(1), telling(2, "b")]
     granted = [ask(ledger, engines, 0.0) for _ in range(4)]
     assert granted == [Granted(1), Granted(0), Granted(2), Granted(1)]
 
 
 def test_among_equals_the_engine_called_longest_ago_is_next() -> None:
-    ledger, engines = Ledger(1), [ready(0), ready(1), ready(2)]
+    ledger, engines = Ledger(), [ready(0), ready(1), ready(2)]
     granted = [ask(ledger, engines, now * 10.0) for now in range(6)]
     assert [decision.engine for decision in granted] == [0, 1, 2, 0, 1, 2]
 
 
 def test_an_engine_with_room_for_many_is_filled_to_the_brim_and_no_further() -> None:
-    ledger = Ledger(3)
-    callers: list[int] = []
+    ledger = Ledger()
+    calls: list[str] = []
     for number in range(3):
-        assert ask(ledger, [ready(0, *callers)], float(number)) == Granted(0)
-        callers.append(40000 + number)
-    assert ask(ledger, [ready(0, *callers)], 3.0) == Refused(Refusal.LINE_FULL)
-    assert ask(ledger, [ready(0, *callers[1:])], 4.0) == Granted(0)
+        assert ask(ledger, [telling(0, *calls, slots=3)], float(number)) == Granted(0)
+        calls.append(f"call-{number}")
+    assert ask(ledger, [telling(0, *calls, slots=3)], 3.0) == Refused(Refusal.LINE_FULL)
+    assert ask(ledger, [telling(0, *calls[1:], slots=3)], 4.0) == Granted(0)
 
 
 @given(
@@ -201,12 +218,12 @@ def test_no_engine_ever_gets_more_than_it_carries(
     conversations: int, steps: list[tuple[str, int, int]]
 ) -> None:
     """Whatever callers do, as long as nginx connects within the reservation's time or not at all."""
-    ledger, now, ports = Ledger(conversations), 0.0, iter(range(40000, 65000))
-    connected: list[set[int]] = [set(), set(), set()]
+    ledger, now, ids = Ledger(), 0.0, (f"call-{number}" for number in count())
+    connected: list[set[str]] = [set(), set(), set()]
     on_the_way: list[list[float]] = [[], [], []]
 
     def engines() -> list[Engine]:
-        return [ready(number, *sorted(callers)) for number, callers in enumerate(connected)]
+        return [telling(number, *callers, slots=conversations) for number, callers in enumerate(connected)]
 
     for what, number, quarters in steps:
         if what == "ask":
@@ -215,7 +232,7 @@ def test_no_engine_ever_gets_more_than_it_carries(
                 on_the_way[decision.engine].append(now)
         elif what == "connect" and on_the_way[number]:
             if now - on_the_way[number].pop(0) < RESERVED_S:
-                connected[number].add(next(ports))
+                connected[number].add(next(ids))
         elif what == "hang up" and connected[number]:
             connected[number].pop()
         elif what == "wait":
@@ -230,9 +247,9 @@ def test_no_engine_ever_gets_more_than_it_carries(
 
 async def test_who_asks_while_it_is_unclear_waits_until_it_is_clear() -> None:
     loop = asyncio.get_running_loop()
-    ledger, engines = Ledger(1), [ready(0)]
-    first = await answer(ledger, admitted=True, look=lambda: engines, clock=loop.time)
-    second = asyncio.create_task(answer(ledger, admitted=True, look=lambda: engines, clock=loop.time))
+    ledger, engines = Ledger(), [ready(0)]
+    first = await answer(ledger, admitted=True, look=seeing(engines), clock=loop.time)
+    second = asyncio.create_task(answer(ledger, admitted=True, look=seeing(engines), clock=loop.time))
     await asyncio.sleep(0.1)
     assert first == Granted(0)
     assert not second.done()
@@ -242,10 +259,10 @@ async def test_who_asks_while_it_is_unclear_waits_until_it_is_clear() -> None:
 
 async def test_who_waits_gets_the_engine_when_the_first_call_never_comes() -> None:
     loop = asyncio.get_running_loop()
-    ledger = Ledger(1)
+    ledger = Ledger()
     began = loop.time()
     answers = await asyncio.gather(
-        *(answer(ledger, admitted=True, look=lambda: [ready(0)], clock=loop.time) for _ in range(2))
+        *(answer(ledger, admitted=True, look=seeing([ready(0)]), clock=loop.time) for _ in range(2))
     )
     assert answers == [Granted(0), Granted(0)]
     assert RESERVED_S <= loop.time() - began < RESERVED_S + 0.5
@@ -253,10 +270,10 @@ async def test_who_waits_gets_the_engine_when_the_first_call_never_comes() -> No
 
 async def test_nobody_waits_longer_than_a_reservation_however_many_ask() -> None:
     loop = asyncio.get_running_loop()
-    ledger = Ledger(1)
+    ledger = Ledger()
     began = loop.time()
     answers = await asyncio.gather(
-        *(answer(ledger, admitted=True, look=lambda: [ready(0)], clock=loop.time) for _ in range(20))
+        *(answer(ledger, admitted=True, look=seeing([ready(0)]), clock=loop.time) for _ in range(20))
     )
     assert loop.time() - began < RESERVED_S + 1.0
     assert answers.count(Granted(0)) == 2  # the first, and one after its reservation ended

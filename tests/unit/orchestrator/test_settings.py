@@ -78,7 +78,7 @@ def test_names_are_separated_by_commas_or_spaces(monkeypatch: pytest.MonkeyPatch
         ({"LINE_ENGINES": "0,one"}, "LINE_ENGINES is 'one'"),
         ({"LINE_NAMES": "a,b!"}, "LINE_NAMES is 'b!'"),
         ({"MOSHI_DEVICE": "tpu"}, "Mend: set moshi_device and run site.yml again"),
-        ({"MOSHI_CONVERSATIONS": "0"}, "MOSHI_CONVERSATIONS is '0'"),
+        ({"MOSHI_ENGINE": "echo"}, "Mend: set moshi_engine and run site.yml again"),
         ({"MAX_MOSHI_FAILURES": "-1"}, "Mend: set moshi_max_failures"),
         ({"ORCHESTRATOR_DOCS": "perhaps"}, "Mend: set orchestrator_docs"),
         ({"ORCHESTRATOR_LOG_LEVEL": "loud"}, "Mend: set orchestrator_log_level"),
