@@ -60,6 +60,10 @@ lanes:
 speech:
 	@scripts/need espeak-ng espeak-ng "speaks into the line, since nobody sits at a test"
 
+.PHONY: database
+database:
+	@scripts/need postgresql /usr/lib/postgresql "is the other database that the orchestrator's tests run on"
+
 .PHONY: browser
 browser: speech
 	@scripts/need chromium chromium "opens the page as a caller would"
@@ -90,7 +94,7 @@ lint: .venv/.ready page-packages  ## ansible-lint (production), yamllint, ruff, 
 	cd client && npm run --silent lint
 
 .PHONY: unit
-unit: .venv/.ready page-packages speech  ## tests that need neither a host nor torch
+unit: .venv/.ready page-packages speech database  ## tests that need neither a host nor torch
 	pytest tests/unit tests/roles
 	cd client && npm test --silent
 

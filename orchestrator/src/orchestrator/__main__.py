@@ -14,10 +14,12 @@ from fastapi import FastAPI
 
 from orchestrator import __version__, logs
 from orchestrator.app import create_app
-from orchestrator.settings import Settings, SettingsError, read_settings
+from orchestrator.settings import Settings, SettingsError, is_secret, read_settings
+from orchestrator.storage import StorageError, check, migrate
 
 EXIT_SETTINGS = 78  # sysexits.h EX_CONFIG
 EXIT_PORT = 69  # sysexits.h EX_UNAVAILABLE
+EXIT_STORAGE = 74  # sysexits.h EX_IOERR
 HOST = "127.0.0.1"
 
 log = logging.getLogger("orchestrator")
@@ -29,6 +31,8 @@ def settings_table() -> str:
     for name, found in Settings.model_fields.items():
         default = found.get_default()
         value = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        if is_secret(found):
+            value = default.get_secret_value()
         needed = (
             "needed" if found.is_required() else f"default {value!r}" if value == "" else f"default {value}"
         )
@@ -46,6 +50,20 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--version", action="version", version=__version__)
+    made.add_argument(
+        "command",
+        nargs="?",
+        choices=["serve", "migrate"],
+        default="serve",
+        help="serve: answer until told to stop. migrate: bring the database to this program's state and end",
+    )
+    made.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="migrate: how long to wait for a database that is being started",
+    )
     made.add_argument(
         "--check", action="store_true", help="read the settings, say what is wrong with them, and end"
     )
@@ -88,6 +106,21 @@ def server_of(app: FastAPI) -> uvicorn.Server:
     )
 
 
+def bring_up_to_date(settings: Settings, wait_s: float) -> int:
+    """Migrate the database; return the exit status."""
+    try:
+        done = migrate(settings.database_url.get_secret_value(), wait_s=wait_s)
+    except StorageError as error:
+        print(f"orchestrator: {error}", file=sys.stderr)
+        return EXIT_STORAGE
+    print(
+        f"orchestrator: the database has had {', '.join(done)}"
+        if done
+        else "orchestrator: the database is as it should be"
+    )
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until told to stop; return the exit status."""
     asked = parser().parse_args(arguments)
@@ -100,6 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("orchestrator: the settings are fine")
         return 0
     logs.install(settings.orchestrator_log_level)
+    if asked.command == "migrate":
+        return bring_up_to_date(settings, asked.wait)
+    try:
+        check(settings.database_url.get_secret_value())
+    except StorageError as error:
+        print(f"orchestrator: {error}", file=sys.stderr)
+        return EXIT_STORAGE
     port = settings.line_orchestrator_port
     try:
         listener = bound(port)

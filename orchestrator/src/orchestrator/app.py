@@ -13,7 +13,9 @@ from orchestrator.authorize import Doors, Ledger
 from orchestrator.edge import Edge
 from orchestrator.health import Health
 from orchestrator.line import Line, Surroundings
+from orchestrator.scopes import Keys
 from orchestrator.settings import Settings
+from orchestrator.storage import Storage
 
 
 class State(TypedDict):
@@ -23,6 +25,8 @@ class State(TypedDict):
     doors: Doors
     ledger: Ledger
     health: Health
+    storage: Storage
+    keys: Keys
 
 
 def create_app(settings: Settings, surroundings: Surroundings | None = None) -> FastAPI:
@@ -33,15 +37,19 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         line = Line(settings, around)
         checks = Health(line)
+        storage = Storage(settings.database_url.get_secret_value())
         try:
             yield State(
                 line=line,
                 doors=Doors.of(settings),
                 ledger=Ledger(),
                 health=checks,
+                storage=storage,
+                keys=Keys.of(settings),
             )
         finally:
             await checks.stop()
+            await storage.close()
 
     docs = settings.orchestrator_docs
     app = FastAPI(

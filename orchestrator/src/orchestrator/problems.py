@@ -34,6 +34,18 @@ def problem(
     )
 
 
+class Problem(Exception):  # noqa: N818 - a problem document, as RFC 9457 calls it
+    """A request is refused with this problem document."""
+
+    def __init__(
+        self, status: int, code: str, detail: str, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.headers = headers
+
+
 DETAILS = {
     404: "There is nothing under this address.",
     405: "This address does not know that method; the Allow header names those it knows.",
@@ -59,7 +71,15 @@ async def on_invalid_request(request: Request, error: Exception) -> Response:
     return problem(422, f"The request is not what this address takes: {parts}.", code="invalid_request")
 
 
+async def on_problem(request: Request, error: Exception) -> Response:
+    """Answer with the problem that a route raised."""
+    if not isinstance(error, Problem):
+        raise error
+    return problem(error.status, str(error), code=error.code, headers=error.headers)
+
+
 def install(app: FastAPI) -> None:
     """Have the application answer every error this way."""
+    app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_invalid_request)

@@ -17,6 +17,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, Secret
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orchestrator.storage import database
+
 HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -56,6 +58,20 @@ def url_of(value: str) -> str:
         raise ValueError("must be a URL such as https://line.example.org:8998, without path, query or user")
     host_of(parts.hostname)
     return value.rstrip("/")
+
+
+def database_of(value: SecretStr) -> SecretStr:
+    """Accept what storage.py can open; without repeating it, since it may hold a password."""
+    database(value.get_secret_value())
+    return value
+
+
+def token_of(value: SecretStr) -> SecretStr:
+    """Accept a token of 32 characters or more that a header can carry; nothing is no token."""
+    text = value.get_secret_value()
+    if text and not re.fullmatch(r"[A-Za-z0-9._~+/=-]{32,200}", text):
+        raise ValueError("must be 32 to 200 letters, digits and ._~+/=-")
+    return value
 
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -131,6 +147,21 @@ class Settings(BaseSettings):
         default=3,
         description="failures within five minutes after which an engine stays stopped",
         json_schema_extra={"ansible": "moshi_max_failures"},
+    )
+    database_url: Annotated[SecretStr, AfterValidator(database_of)] = Field(
+        default=SecretStr("sqlite:////var/lib/hotline/orchestrator/hotline.db"),
+        description="the database: sqlite:////path or postgresql://user:password@host/name",
+        json_schema_extra={"ansible": "orchestrator_database_url"},
+    )
+    orchestrator_operator_token: Annotated[SecretStr, AfterValidator(token_of)] = Field(
+        default=SecretStr(""),
+        description="the operator's bearer token; without one nothing of the operator's is open",
+        json_schema_extra={"ansible": "orchestrator_tokens_generation"},
+    )
+    orchestrator_agent_token: Annotated[SecretStr, AfterValidator(token_of)] = Field(
+        default=SecretStr(""),
+        description="the agents' bearer token; without one nothing of theirs is open",
+        json_schema_extra={"ansible": "orchestrator_tokens_generation"},
     )
     orchestrator_docs: bool = Field(
         default=False,

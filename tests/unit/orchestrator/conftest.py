@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from orchestrator.__main__ import bound, server_of
 from orchestrator.app import create_app
 from orchestrator.line import Surroundings
 from orchestrator.settings import Settings
+from orchestrator.storage import Storage, migrate
+
+from .databases import Postgres, postgres
 
 HEADING = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 STATES = {"established": "01", "time_wait": "06", "close_wait": "08", "listen": "0A"}
@@ -123,7 +127,7 @@ def surroundings(kernel: Kernel, notes: Notes) -> Surroundings:
 @pytest.fixture(autouse=True)
 def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.upper().startswith(("LINE_", "MOSHI_", "ORCHESTRATOR_", "TLS_", "MAX_MOSHI")):
+        if name.upper().startswith(("LINE_", "MOSHI_", "ORCHESTRATOR_", "TLS_", "MAX_MOSHI", "DATABASE_")):
             monkeypatch.delenv(name)
 
 
@@ -161,7 +165,48 @@ async def serving(app: FastAPI) -> AsyncIterator[int]:
         listener.close()
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite database that was migrated once, to be copied."""
+    path = tmp_path_factory.mktemp("database") / "hotline.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Postgres]:
+    """PostgreSQL, started when the first test wants it."""
+    with postgres() as running:
+        yield running
+
+
 @pytest.fixture
-def make_app(surroundings: Surroundings) -> Any:
-    """Make the application of a line with changed settings, in the tests' surroundings."""
-    return lambda **changed: create_app(settings(**changed), surroundings)
+def sqlite_url(migrated: Path, tmp_path: Path) -> str:
+    """An SQLite database of one's own."""
+    return f"sqlite:///{shutil.copy(migrated, tmp_path / 'hotline.db')}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A migrated, empty database of one's own: the test runs once on each kind."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite_url")
+        return
+    running: Postgres = request.getfixturevalue("server")
+    url = running.copy()
+    yield url
+    running.drop(url)
+
+
+@pytest.fixture
+async def storage(database_url: str) -> AsyncIterator[Storage]:
+    """Both databases in turn, as the application has them."""
+    made = Storage(database_url)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def make_app(surroundings: Surroundings, sqlite_url: str) -> Any:
+    """Make the application of a line with changed settings, in the tests' surroundings, on SQLite."""
+    return lambda **changed: create_app(settings(**{"database_url": sqlite_url} | changed), surroundings)

@@ -42,10 +42,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(port: int) -> Iterator[subprocess.Popen[str]]:
+def running(port: int, database: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator"],
-        env=environment(MOSHI_URL="https://line.example.org:8998", LINE_ORCHESTRATOR_PORT=str(port)),
+        env=environment(
+            MOSHI_URL="https://line.example.org:8998", LINE_ORCHESTRATOR_PORT=str(port), DATABASE_URL=database
+        ),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -89,10 +91,26 @@ def test_settings_can_be_checked_alone() -> None:
     assert (done.returncode, done.stdout) == (0, "orchestrator: the settings are fine\n")
 
 
-def test_a_port_that_is_taken_ends_it_with_one_line() -> None:
+def test_migrate_makes_the_database_and_then_has_nothing_to_do(tmp_path: Path) -> None:
+    given = {"MOSHI_URL": "https://line.example.org", "DATABASE_URL": f"sqlite:///{tmp_path}/hotline.db"}
+    first, second = run("migrate", **given), run("migrate", **given)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert first.stdout.startswith("orchestrator: the database has had 0001")
+    assert second.stdout == "orchestrator: the database is as it should be\n"
+
+
+def test_without_its_database_it_does_not_start_and_says_what_to_do(tmp_path: Path) -> None:
+    done = run(MOSHI_URL="https://line.example.org", DATABASE_URL=f"sqlite:///{tmp_path}/hotline.db")
+    assert done.returncode == 74
+    assert "Mend: hotline-orchestrator migrate" in done.stderr
+
+
+def test_a_port_that_is_taken_ends_it_with_one_line(sqlite_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        done = run(MOSHI_URL="https://line.example.org", LINE_ORCHESTRATOR_PORT=str(port))
+        done = run(
+            MOSHI_URL="https://line.example.org", LINE_ORCHESTRATOR_PORT=str(port), DATABASE_URL=sqlite_url
+        )
     assert done.returncode == 69
     [line] = done.stderr.splitlines()
     assert f"cannot listen on 127.0.0.1:{port}" in line
@@ -100,9 +118,9 @@ def test_a_port_that_is_taken_ends_it_with_one_line() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_answers_and_stops_when_told(number: signal.Signals) -> None:
+def test_it_answers_and_stops_when_told(number: signal.Signals, sqlite_url: str) -> None:
     port = free_port()
-    with running(port) as process:
+    with running(port, sqlite_url) as process:
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
         assert json.load(refused.value)["status"] == "unhealthy"
@@ -113,9 +131,9 @@ def test_it_answers_and_stops_when_told(number: signal.Signals) -> None:
     assert events == ["listening", "the line is unhealthy", "stopped"]
 
 
-def test_it_stops_in_time_although_somebody_holds_a_connection() -> None:
+def test_it_stops_in_time_although_somebody_holds_a_connection(sqlite_url: str) -> None:
     port = free_port()
-    with running(port) as process, socket.create_connection(("127.0.0.1", port)) as held:
+    with running(port, sqlite_url) as process, socket.create_connection(("127.0.0.1", port)) as held:
         held.sendall(b"POST /api/x HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
         time.sleep(0.2)
         began = time.monotonic()
@@ -125,9 +143,9 @@ def test_it_stops_in_time_although_somebody_holds_a_connection() -> None:
         assert process.returncode == 0
 
 
-def test_it_listens_on_loopback_only() -> None:
+def test_it_listens_on_loopback_only(sqlite_url: str) -> None:
     port = free_port()
-    with running(port):
+    with running(port, sqlite_url):
         listening = [
             line.split()[1]
             for name in ("tcp", "tcp6")
