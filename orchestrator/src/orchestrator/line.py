@@ -91,7 +91,10 @@ class Line:
         return self.engines(files)
 
     async def ask(self, number: int) -> None:
-        """Have an engine say how it is within TELLING_S; of answers that cross, that to the last question counts."""
+        """Have an engine say how it is, within TELLING_S.
+
+        Of answers that cross, that to the last question counts.
+        """
         now = self.surroundings.clock()
         if now - self.told.get(number, (-TOLD_S, NOT_ASKED))[0] < TOLD_S:
             return
