@@ -25,6 +25,7 @@ def sources(tmp_path: Path) -> Path:
     """A copy of the package, with what a working copy has lying about."""
     copy = tmp_path / "orchestrator"
     shutil.copytree(ROOT / "orchestrator", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "templates/messages", tmp_path / "templates/messages")
     return copy
 
 
@@ -49,6 +50,8 @@ def test_it_has_the_lines_version_and_the_whole_package(sources: Path) -> None:
         names = set(wheel.namelist())
     package = (ROOT / "orchestrator/src/orchestrator").iterdir()
     assert {f"orchestrator/{path.name}" for path in package if path.is_file()} <= names
+    texts = (ROOT / "templates/messages").iterdir()
+    assert {f"orchestrator/texts/{path.name}" for path in texts} <= names
     assert not [name for name in names if "__pycache__" in name]
 
 
@@ -120,7 +123,7 @@ def test_sources_that_are_broken_are_said(sources: Path) -> None:
 def test_what_is_tested_here_is_what_is_installed_there() -> None:
     """The host's lock has all that the package asks for, in the versions that these tests run with."""
     project = tomllib.loads((ROOT / "orchestrator/pyproject.toml").read_text())["project"]
-    wanted = {re.split(r"[<>=!~ ]", text)[0] for text in project["dependencies"]}
+    wanted = {re.split(r"[\[<>=!~ ]", text)[0] for text in project["dependencies"]}
     lock = (ROOT / "roles/orchestrator/files/requirements.txt").read_text()
     pins = re.findall(r"^([a-z0-9-]+)==(\S+)(?: ; (.*?))? \\$", lock, re.MULTILINE)
     locked = {name: pin for name, pin, marker in pins if "<" not in marker}

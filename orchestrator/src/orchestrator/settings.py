@@ -9,15 +9,21 @@ Ansible variable mends it. Values are repeated in that sentence, except those of
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from apprise import Apprise
 from pydantic import AfterValidator, BeforeValidator, Field, SecretBytes, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orchestrator.storage import database
+
+# Apprise logs the URLs that it does not understand, tokens and all. What it has to say, senders.py catches.
+logging.getLogger("apprise").propagate = False
 
 HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -72,6 +78,49 @@ def token_of(value: SecretStr) -> SecretStr:
     if text and not re.fullmatch(r"[A-Za-z0-9._~+/=-]{32,200}", text):
         raise ValueError("must be 32 to 200 letters, digits and ._~+/=-")
     return value
+
+
+def phone_of(value: str) -> str:
+    """Accept a telephone number in E.164, or nothing (https://www.itu.int/rec/T-REC-E.164)."""
+    if value and not re.fullmatch(r"\+[1-9][0-9]{6,14}", value):
+        raise ValueError("must be a number with its country code and nothing else, such as +491701234567")
+    return value
+
+
+def services_of(value: SecretStr) -> SecretStr:
+    """Accept URLs that Apprise understands; without repeating them, since they hold tokens."""
+    for number, url in enumerate(value.get_secret_value().split(), 1):
+        if Apprise.instantiate(url, suppress_exceptions=True) is None:
+            raise ValueError(f"number {number} of the URLs is none that Apprise understands")
+    return value
+
+
+def zone_of(value: str) -> str:
+    """Accept the name of a time zone."""
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("must be the name of a time zone, such as Europe/Berlin") from None
+    return value
+
+
+def hours_of(value: str) -> str:
+    """Accept a part of the day such as 22:00-07:00, or nothing."""
+    if value and not re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]", value):
+        raise ValueError("must be a part of the day such as 22:00-07:00")
+    return value
+
+
+def gateway_of(value: str) -> str:
+    """Accept OpenClaw's gateway on this machine: its token is full power over the node and stays on it."""
+    parts = urlsplit(url_of(value))
+    try:
+        here = parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        here = False
+    if not here:
+        raise ValueError("must be on this machine, such as http://127.0.0.1:18789")
+    return value.rstrip("/")
 
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -162,6 +211,61 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="the agents' bearer token; without one nothing of theirs is open",
         json_schema_extra={"ansible": "orchestrator_tokens_generation"},
+    )
+    whatsapp_phone: Annotated[str, AfterValidator(phone_of)] = Field(
+        default="",
+        description="the person's WhatsApp number, with country code",
+        json_schema_extra={"ansible": "orchestrator_whatsapp_phone"},
+    )
+    notify_urls: Annotated[SecretStr, AfterValidator(services_of)] = Field(
+        default=SecretStr(""),
+        description="services that reach the person, as Apprise URLs separated by spaces, in order",
+        json_schema_extra={"ansible": "orchestrator_notify_urls"},
+    )
+    notify_on_question: bool = Field(
+        default=True,
+        description="whether the person is told that a question waits",
+        json_schema_extra={"ansible": "orchestrator_notify_on_question"},
+    )
+    notify_on_complete: bool = Field(
+        default=True,
+        description="whether the person is told that a task has ended",
+        json_schema_extra={"ansible": "orchestrator_notify_on_complete"},
+    )
+    notify_reminder_minutes: Annotated[int, Field(ge=0, le=10080)] = Field(
+        default=60,
+        description="after how many minutes the person is reminded of a question; 0 is never",
+        json_schema_extra={"ansible": "orchestrator_notify_reminder_minutes"},
+    )
+    notify_reminders: Annotated[int, Field(ge=0, le=50)] = Field(
+        default=3,
+        description="how often the person is reminded of one question at most",
+        json_schema_extra={"ansible": "orchestrator_notify_reminders"},
+    )
+    notify_quiet_hours: Annotated[str, AfterValidator(hours_of)] = Field(
+        default="",
+        description="when messages wait, in the line's time zone, such as 22:00-07:00",
+        json_schema_extra={"ansible": "orchestrator_notify_quiet_hours"},
+    )
+    tz: Annotated[str, AfterValidator(zone_of)] = Field(
+        default="UTC",
+        description="the time zone of quiet hours and of moments in messages",
+        json_schema_extra={"ansible": "line_timezone"},
+    )
+    execution_timeout_minutes: Annotated[int, Field(ge=1, le=525600)] = Field(
+        default=10080,
+        description="how long a question, and a task that asks, waits for its answer",
+        json_schema_extra={"ansible": "orchestrator_execution_timeout_minutes"},
+    )
+    moltbot_url: Annotated[str, AfterValidator(gateway_of)] = Field(
+        default="http://127.0.0.1:18789",
+        description="OpenClaw's gateway, on this machine",
+        json_schema_extra={"ansible": ""},
+    )
+    moltbot_token: SecretStr = Field(
+        default=SecretStr(""),
+        description="the gateway's token; without one OpenClaw is not used",
+        json_schema_extra={"ansible": ""},
     )
     orchestrator_docs: bool = Field(
         default=False,

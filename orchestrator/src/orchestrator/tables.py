@@ -54,6 +54,7 @@ class Table(DeclarativeBase):
         str: Text,
         bytes: LargeBinary,
         dict[str, Any]: JSON,
+        list[str]: JSON,
     }
 
 
@@ -136,3 +137,54 @@ class Said(Table):
     start_ms: Mapped[int | None]
     end_ms: Mapped[int | None]
     said_at: Mapped[datetime]
+
+
+class Question(Table):
+    """What an agent asked a person, until it is answered, declined or expired, and afterwards."""
+
+    __tablename__ = "questions"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    asked_by: Mapped[str]
+    """agent, operator or execution."""
+    ask_key: Mapped[str | None] = mapped_column(unique=True)
+    """By which the same asking, tried again, finds this question instead of making another one."""
+    execution_id: Mapped[str | None] = mapped_column(index=True)
+    question: Mapped[str]
+    context: Mapped[str]
+    choices: Mapped[list[str]]
+    state: Mapped[str] = mapped_column(index=True)
+    """open, answered, declined or expired."""
+    asked_at: Mapped[datetime]
+    deadline: Mapped[datetime] = mapped_column(index=True)
+    settled_at: Mapped[datetime | None]
+    answer: Mapped[str | None]
+    answer_key: Mapped[str | None]
+    """By which the same answer, sent again, is told from a second one."""
+    handed_over_at: Mapped[datetime | None]
+    """When its end was first told to whoever asked."""
+
+
+class Notification(Table):
+    """A message that is to reach the person. Its event is unique: nobody is told the same thing twice."""
+
+    __tablename__ = "notifications"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    event: Mapped[str] = mapped_column(unique=True)
+    kind: Mapped[str]
+    """The template in templates/messages/."""
+    facts: Mapped[dict[str, Any]]
+    """What the template is given, but for the link, which is made when the message goes out."""
+    question_id: Mapped[str | None] = mapped_column(index=True)
+    state: Mapped[str] = mapped_column(index=True)
+    """pending, delivered, failed or superseded."""
+    made_at: Mapped[datetime]
+    due_at: Mapped[datetime] = mapped_column(index=True)
+    taken_until: Mapped[datetime | None]
+    """While it is being sent: nobody else sends it before this moment."""
+    attempts: Mapped[int] = mapped_column(default=0)
+    refusals: Mapped[dict[str, Any]]
+    """Why which sender did not take it; one that is final is not asked again."""
+    settled_at: Mapped[datetime | None]
+    delivered_by: Mapped[str | None]

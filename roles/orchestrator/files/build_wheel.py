@@ -28,8 +28,12 @@ EPOCH = "1577836800"  # 2020-01-01: a zip file needs some time, and it must not 
 def sources(source: Path) -> list[Path]:
     """Return the files that the wheel is made of."""
     package = (source / "src").rglob("*")
+    texts = (source.parent / "templates/messages").glob("*.j2")
     return sorted(
-        [source / "pyproject.toml", *(p for p in package if p.is_file() and "__pycache__" not in p.parts)]
+        [
+            source / "pyproject.toml",
+            *(path for path in (*package, *texts) if path.is_file() and "__pycache__" not in path.parts),
+        ]
     )
 
 
@@ -39,7 +43,7 @@ def digest_of(source: Path, line_version: str) -> str:
     digest = hashlib.sha256(made_by.encode())
     for path in sources(source):
         content = path.read_bytes()
-        digest.update(f"\0{path.relative_to(source).as_posix()}\0{len(content)}\0".encode() + content)
+        digest.update(f"\0{path.relative_to(source.parent).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 

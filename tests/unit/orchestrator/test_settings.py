@@ -137,3 +137,29 @@ def test_what_is_read_is_what_is_rendered() -> None:
         re.findall(r"^ +([A-Z][A-Z_]+):", text, re.M)
     )
     assert {name.upper() for name in Settings.model_fields} <= rendered
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"WHATSAPP_PHONE": "0170 1234567"}, "with its country code and nothing else, such as +4917"),
+        ({"WHATSAPP_PHONE": "+49 170 1234567"}, "Mend: set orchestrator_whatsapp_phone"),
+        ({"WHATSAPP_PHONE": "+0170123456789012"}, "WHATSAPP_PHONE is '+0170123456789012'"),
+        ({"NOTIFY_QUIET_HOURS": "22-7"}, "must be a part of the day such as 22:00-07:00"),
+        ({"NOTIFY_QUIET_HOURS": "22:00-24:00"}, "Mend: set orchestrator_notify_quiet_hours"),
+        ({"NOTIFY_REMINDER_MINUTES": "-1"}, "Mend: set orchestrator_notify_reminder_minutes"),
+        ({"TZ": "Europe/Nowhere"}, "must be the name of a time zone"),
+        ({"TZ": "../../etc/passwd"}, "Mend: set line_timezone"),
+        ({"EXECUTION_TIMEOUT_MINUTES": "0"}, "Mend: set orchestrator_execution_timeout_minutes"),
+        ({"MOLTBOT_URL": "http://10.0.0.7:18789"}, "must be on this machine"),
+        ({"NOTIFY_URLS": "ntfy://ntfy.sh/topic nonsense://secret"}, "number 2 of the URLs is none that Apprise"),
+    ],
+)
+def test_a_wrong_setting_of_messages_is_named_with_its_mend(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], sentence: str
+) -> None:
+    given_environment(monkeypatch, **{"MOSHI_URL": "https://a.example"} | environment)
+    with pytest.raises(SettingsError) as wrong:
+        read_settings()
+    assert sentence in str(wrong.value)
+    assert "secret" not in str(wrong.value)
