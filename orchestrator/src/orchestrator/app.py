@@ -7,15 +7,19 @@ from contextlib import asynccontextmanager
 from typing import TypedDict
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
-from orchestrator import __version__, authorize, health, problems, refusal
+from orchestrator import __version__, authorize, desk, health, outbox, problems, questions, refusal
 from orchestrator.authorize import Doors, Ledger
 from orchestrator.edge import Edge
 from orchestrator.health import Health
 from orchestrator.line import Line, Surroundings
+from orchestrator.outbox import Outbox
+from orchestrator.questions import Questions
 from orchestrator.scopes import Keys
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
+from orchestrator.tools import Door
 
 
 class State(TypedDict):
@@ -27,11 +31,14 @@ class State(TypedDict):
     health: Health
     storage: Storage
     keys: Keys
+    questions: Questions
+    outbox: Outbox
 
 
 def create_app(settings: Settings, surroundings: Surroundings | None = None) -> FastAPI:
     """Make the application of one line."""
     around = surroundings or Surroundings()
+    door = Door()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
@@ -39,14 +46,17 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
         checks = Health(line)
         storage = Storage(settings.database_url.get_secret_value())
         try:
-            yield State(
-                line=line,
-                doors=Doors.of(settings),
-                ledger=Ledger(),
-                health=checks,
-                storage=storage,
-                keys=Keys.of(settings),
-            )
+            async with desk.opened(settings, storage, door) as open_desk:
+                yield State(
+                    line=line,
+                    doors=Doors.of(settings),
+                    ledger=Ledger(),
+                    health=checks,
+                    storage=storage,
+                    keys=Keys.of(settings),
+                    questions=open_desk.questions,
+                    outbox=open_desk.outbox,
+                )
         finally:
             await checks.stop()
             await storage.close()
@@ -61,8 +71,9 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
         openapi_url="/openapi.json" if docs else None,
         redirect_slashes=False,
     )
-    for module in (health, authorize, refusal):
+    for module in (health, authorize, refusal, questions, outbox):
         app.include_router(module.router)
+    app.router.routes.append(Route("/mcp", endpoint=door))
     problems.install(app)
     app.add_middleware(Edge, clock=around.clock)
     return app

@@ -1,0 +1,128 @@
+"""What lies between agents and the person: questions, messages and tools, made together and run together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import update
+
+from orchestrator import scopes, tables, tools
+from orchestrator.messages import Texts
+from orchestrator.outbox import Outbox, Quiet, Reminders, Rules
+from orchestrator.questions import Questions
+from orchestrator.senders import senders_of
+from orchestrator.settings import Settings
+from orchestrator.storage import Storage, now
+
+EXPIRE_S = 5.0
+"""How often questions are looked at whose deadline has passed."""
+
+log = logging.getLogger("orchestrator.desk")
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What requests find in ``request.state``."""
+
+    questions: Questions
+    outbox: Outbox
+
+
+class MessageLinks:
+    """Makes the links that messages carry."""
+
+    def __init__(self, storage: Storage, line: str) -> None:
+        self._storage = storage
+        self._line = line
+
+    async def mint(
+        self,
+        *,
+        purpose: str,
+        question_id: str | None,
+        execution_id: str | None,
+        uses: int,
+        expires_at: datetime,
+        note: str,
+    ) -> tuple[str, str]:
+        """Make a link; return its id and its URL."""
+        token = scopes.new_key()
+        made = tables.Link(
+            id=str(uuid.uuid4()),
+            token_hash=scopes.hash_of(token),
+            purpose=purpose,
+            question_id=question_id,
+            execution_id=execution_id,
+            note=note,
+            made_by="agent",
+            made_at=now(),
+            expires_at=expires_at,
+            uses=uses,
+            uses_left=uses,
+        )
+        async with self._storage.writing() as session:
+            session.add(made)
+        return made.id, f"{self._line}/#t={token}"
+
+    async def revoke(self, link_id: str) -> None:
+        """Take a link back."""
+        async with self._storage.writing() as session:
+            await session.execute(
+                update(tables.Link).where(tables.Link.id == link_id).values(revoked_at=now())
+            )
+
+
+def rules_of(settings: Settings) -> Rules:
+    """Read what the operator wants to be told, and when."""
+    quiet = None
+    if settings.notify_quiet_hours:
+        begins, ends = (time.fromisoformat(part) for part in settings.notify_quiet_hours.split("-"))
+        quiet = Quiet(begins, ends, ZoneInfo(settings.tz)) if begins != ends else None
+    return Rules(
+        on_question=settings.notify_on_question,
+        on_complete=settings.notify_on_complete,
+        quiet=quiet,
+        reminders=Reminders(timedelta(minutes=settings.notify_reminder_minutes), settings.notify_reminders),
+    )
+
+
+async def again_and_again(work: Callable[[], Awaitable[object]], every_s: float) -> None:
+    """Do something for ever; that it fails once must not end it."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("a round failed; it is done again")
+        await asyncio.sleep(every_s)
+
+
+@asynccontextmanager
+async def opened(settings: Settings, storage: Storage, door: tools.Door) -> AsyncIterator[Desk]:
+    """Open the desk of one line."""
+    outbox = Outbox(
+        storage,
+        senders_of(settings),
+        Texts(ZoneInfo(settings.tz)),
+        MessageLinks(storage, settings.moshi_url),
+        rules_of(settings),
+        line=settings.moshi_url,
+    )
+    questions = Questions(storage, outbox, timeout=timedelta(minutes=settings.execution_timeout_minutes))
+    async with door.runs(tools.server_of(storage, questions, outbox)):
+        work = [
+            asyncio.create_task(outbox.run()),
+            asyncio.create_task(again_and_again(questions.expire, EXPIRE_S)),
+        ]
+        try:
+            yield Desk(questions, outbox)
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
