@@ -1,4 +1,4 @@
-"""The orchestrator's wheel is built once per content (roles/orchestrator/files/build_wheel.py)."""
+"""A wheel of ours is built once per content (roles/python_venv/files/build_wheel.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import tomllib
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "roles/orchestrator/files/build_wheel.py"
+PROGRAM = ROOT / "roles/python_venv/files/build_wheel.py"
 
 
 @pytest.fixture
@@ -53,6 +53,19 @@ def test_it_has_the_lines_version_and_the_whole_package(sources: Path) -> None:
     texts = (ROOT / "templates/messages").iterdir()
     assert {f"orchestrator/texts/{path.name}" for path in texts} <= names
     assert not [name for name in names if "__pycache__" in name]
+
+
+def test_duplex_is_a_wheel_named_after_its_content(tmp_path: Path) -> None:
+    """So that an engine is started anew when its code has changed, and not with every version of the line."""
+    copy = tmp_path / "duplex"
+    shutil.copytree(ROOT / "duplex", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    first = build(copy, version="")
+    assert re.fullmatch(r"hotline_duplex-0\+[0-9a-f]{12}-py3-none-any[.]whl", Path(first["wheel"]).name)
+    with zipfile.ZipFile(first["wheel"]) as wheel:
+        names = {name for name in wheel.namelist() if name.startswith("duplex/")}
+    assert names == {f"duplex/{path.name}" for path in (ROOT / "duplex").glob("*.py")}
+    (copy / "engine.py").write_text("")
+    assert Path(build(copy, version="")["wheel"]).name != Path(first["wheel"]).name
 
 
 def test_a_second_run_finds_it(sources: Path) -> None:
