@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,10 @@ def build(options: argparse.Namespace, checkpoint: Checkpoint) -> Engine:
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
     if on_gpu:
+        if not torch.cuda.is_available():
+            raise UnsupportedModel(
+                "No CUDA GPUs are available (nvidia-smi shows them): mend that, or --device cpu"
+            )
         torch.cuda.set_device(device.index or 0)
         if options.memory_gb:
             total = torch.cuda.mem_get_info()[1]
@@ -225,8 +230,8 @@ def say(line: str) -> None:
     print(f"duplex: {line}", flush=True)
 
 
-async def serve(options: argparse.Namespace) -> int:
-    """Run until told to stop; returns the exit status."""
+async def serve(options: argparse.Namespace, ready: Callable[[], None]) -> int:
+    """Run until told to stop; returns the exit status. ``ready`` is called when callers are taken."""
     started = time.monotonic()
     if options.random_weights or options.random_q8:
         checkpoint = random_checkpoint()
@@ -291,6 +296,7 @@ async def serve(options: argparse.Namespace) -> int:
             f"ready after {time.monotonic() - started:.1f} s: "
             f"{slots} conversations on {options.host}:{options.port}"
         )
+        ready()
         await server.over.wait()
     except UnsupportedModel as error:
         say(str(error))
@@ -301,24 +307,27 @@ async def serve(options: argparse.Namespace) -> int:
         for runner in runners:
             await runner.cleanup()
     if server.failure is not None:
+        traceback.print_exception(server.failure)
         say(f"the engine failed, this process ends: {type(server.failure).__name__}: {server.failure}")
         return EXIT_BROKEN
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def main(arguments: Sequence[str] | None = None, ready: Callable[[], None] = lambda: None) -> None:
+    """Run the command, and end the process with its exit status."""
     options = parser().parse_args(arguments)
     # The engine's thread needs the interpreter for a moment per step, and must not wait 5 ms for it.
     sys.setswitchinterval(0.0005)
     try:
-        status = asyncio.run(serve(options))
+        status = asyncio.run(serve(options, ready))
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
+        traceback.print_exc()
         say(f"cannot go on: {type(error).__name__}: {error}")
         status = EXIT_BROKEN
     sys.stdout.flush()
+    sys.stderr.flush()
     # Not sys.exit: after a CUDA error destructors would call into CUDA again, and may hang.
     os._exit(status)
 

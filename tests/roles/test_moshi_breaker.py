@@ -84,7 +84,7 @@ ASSERTED = (
         (
             "import argparse; argparse.ArgumentParser('server.py').parse_args(['--cpu-offload'])",
             "bad_flag",
-            "unrecognized arguments: --cpu-offload. moshi.server does not take this argument: correct "
+            "unrecognized arguments: --cpu-offload. The engine does not take this argument: correct "
             "moshi_extra_args",
         ),
         (

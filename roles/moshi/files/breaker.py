@@ -38,12 +38,16 @@ DETAIL_LENGTH = 400
 IN_LOG: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "bad_flag",
-        re.compile(r"error: (unrecognized arguments|argument |ambiguous option|the following arguments)"),
+        re.compile(
+            r"error: (unrecognized arguments|argument |ambiguous option|the following arguments)"
+            r"|^duplex: --[a-z-]+ .* needs "
+        ),
     ),
     (
         "cuda_out_of_memory",
         re.compile(
             r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED"
+            r"|GB more of GPU memory are needed"
         ),
     ),
     (
@@ -68,7 +72,8 @@ IN_LOG: tuple[tuple[str, re.Pattern[str]], ...] = (
 MEND = {
     "cuda_out_of_memory": "The GPU's memory is full: see with nvidia-smi what else uses it, or set "
     "moshi_quantization: q8 "
-    "(10.1 GB instead of 18.3 GB) and run the playbook again.",
+    "(10.1 GB instead of 18.3 GB), with moshi_engine: duplex also moshi_kv_dtype: fp8 or fewer "
+    "moshi_conversations, and run the playbook again.",
     "cuda_error": "Look at nvidia-smi and, for Xid errors, at `dmesg | grep -i nvrm`; a driver that is too "
     "old or a card "
     "that fell off the bus needs the operator (`ansible-playbook site.yml` checks the driver, a reboot frees "
@@ -79,12 +84,13 @@ MEND = {
     "killed": "Somebody sent SIGKILL to the engine.",
     "missing_weights": "The weights are missing, damaged or do not fit: run `ansible-playbook site.yml`, "
     "which fetches what is missing.",
-    "bad_flag": "moshi.server does not take this argument: correct moshi_extra_args and run the playbook "
+    "bad_flag": "The engine does not take this argument: correct moshi_extra_args and run the playbook "
     "again.",
     "other": "The journal of this engine says more.",
 }
 PORT_TAKEN = (
-    "Something else listens on the engine's port: `ss -ltnp` names it; end it, or set line_engine_port."
+    "Something else listens on the engine's port: `ss -ltnp` names it; end it, or set line_engine_port (for "
+    "the port where duplex tells about itself, line_status_port)."
 )
 KERNEL_KILLED = (
     "The kernel killed it because the machine's memory (not the GPU's) ran out: loading takes about 2 GB "
