@@ -34,7 +34,7 @@ SPECS = {
         "moshi_voice": {"type": "str", "choices": ["moshiko", "moshika"]},
         "moshi_quantization": {"type": "str", "choices": ["bf16", "q8"]},
         "moshi_device": {"type": "str", "choices": ["cuda", "cpu"]},
-        "moshi_engine": {"type": "str", "choices": ["moshi_server"]},
+        "moshi_engine": {"type": "str", "choices": ["moshi_server", "duplex"]},
         "moshi_weights": {"type": "str", "choices": ["hub", "tiny"]},
         "moshi_max_failures": {"type": "int"},
         "moshi_extra_args": {"type": "list"},
@@ -184,7 +184,7 @@ def test_a_clock_that_is_right_enough_passes(skew: float | None) -> None:
         ("moshi_voice", "moshka", "set moshi_voice: moshiko or moshika (did you mean moshika?)"),
         ("moshi_quantization", "int8", "set moshi_quantization: bf16 or q8"),
         ("moshi_quantization", "bf-16", "set moshi_quantization: bf16 or q8 (did you mean bf16?)"),
-        ("moshi_engine", "vllm", "set moshi_engine: moshi_server"),
+        ("moshi_engine", "vllm", "set moshi_engine: moshi_server or duplex"),
         ("moshi_device", "gpu", "set moshi_device: cuda or cpu"),
         ("moshi_weights", "big", "set moshi_weights: hub or tiny"),
     ],
@@ -229,7 +229,64 @@ def test_a_repository_must_be_one() -> None:
 
 
 def test_moshi_server_carries_one_conversation() -> None:
-    assert only(faults(moshi_conversations=4))[1] == "set moshi_conversations: 1"
+    assert only(faults(moshi_conversations=4))[1] == "set moshi_engine: duplex, or moshi_conversations: auto"
+    assert only(faults(moshi_kv_dtype="fp8"))[1] == "set moshi_engine: duplex, or take moshi_kv_dtype out"
+    assert faults(moshi_conversations="auto") == []
+
+
+@pytest.mark.parametrize("number", ["many", 0, -1, "4.5", 10000])
+def test_conversations_are_a_number_or_auto(number: object) -> None:
+    fault = only(faults(moshi_engine="duplex", moshi_conversations=number))
+    assert fault[1] == "set moshi_conversations: auto, or a number from 1 on"
+
+
+DUPLEX: dict[str, Any] = {"moshi_engine": "duplex", "moshi_kv_dtype": "bf16", "moshi_context_frames": 0}
+RTX_3090 = gpu("NVIDIA GeForce RTX 3090", 24_576, "8.6")
+RTX_4090 = gpu("NVIDIA GeForce RTX 4090", 24_564, "8.9")
+
+
+@pytest.mark.parametrize(
+    ("card", "settings"),
+    [
+        (gpu(), {"moshi_conversations": 38}),
+        (gpu(), {"moshi_conversations": 76, "moshi_kv_dtype": "fp8"}),
+        (gpu(), {"moshi_conversations": "auto"}),
+        (RTX_4090, {"moshi_conversations": 4}),
+        (RTX_4090, {"moshi_conversations": 8, "moshi_quantization": "q8"}),
+        (RTX_4090, {"moshi_conversations": 16, "moshi_quantization": "q8", "moshi_kv_dtype": "fp8"}),
+        (RTX_4090, {"moshi_conversations": 12}),  # they share the memory out
+        (RTX_3090, {"moshi_conversations": 4}),
+    ],
+)
+def test_conversations_that_a_card_holds(card: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Those of the table in docs/duplex.md among them."""
+    assert faults(card=card, **DUPLEX | settings) == []
+
+
+def test_conversations_that_a_card_does_not_hold() -> None:
+    fault, mend = only(faults(card=RTX_4090, **DUPLEX, moshi_conversations=64))
+    assert fault == (
+        "64 conversations do not fit into the 24,564 MiB of GPU 0 (NVIDIA GeForce RTX 4090): "
+        "4 do with full contexts"
+    )
+    assert mend.startswith("set moshi_conversations: 4 or auto, moshi_kv_dtype: fp8")
+    assert faults(card=RTX_4090, **DUPLEX | {"moshi_context_frames": 128}, moshi_conversations=64) == []
+
+
+def test_conversations_that_share_the_memory_are_told_what_it_means() -> None:
+    verdict = judge(seen(), MACHINE, RTX_4090, {**SETTINGS, **DUPLEX, "moshi_conversations": 12}, specs=SPECS)
+    assert "holds 4 conversations with full contexts: 12 share its memory out" in verdict["notes"][0]
+
+
+def test_an_8_bit_memory_needs_a_card_that_computes_in_8_bits() -> None:
+    fault, mend = only(faults(card=RTX_3090, **DUPLEX | {"moshi_kv_dtype": "fp8"}))
+    assert "compute capability 8.6, moshi_kv_dtype: fp8 needs 8.9" in fault
+    assert mend.startswith("set moshi_kv_dtype: bf16")
+
+
+@pytest.mark.parametrize("name", ["moshi_resume_grace_s", "moshi_drain_s", "moshi_call_max_s"])
+def test_no_time_is_less_than_nothing(name: str) -> None:
+    assert only(faults(**{name: -1})) == (f"{name}: -1 is less than nothing", f"set {name} to 0 or more")
 
 
 def test_a_setting_that_no_role_says_is_not_judged() -> None:
@@ -477,6 +534,14 @@ def test_a_port_that_somebody_else_has(port: int, setting: str) -> None:
     fault, mend = only(faults(seen(ports=[held(port)])))
     assert fault == f"port {port} is taken by python3 (pid 812, bob)"
     assert mend == f"stop it, or set {setting} to a free port"
+
+
+def test_where_duplex_tells_about_itself_is_a_port_like_the_others() -> None:
+    somebody = seen(ports=[held(9299)])
+    assert faults(somebody, line_status_port=9299) == []
+    assert only(faults(somebody, line_status_port=9299, moshi_engine="duplex"))[1].endswith(
+        "or set line_status_port to a free port"
+    )
 
 
 def test_a_service_is_named_and_how_to_stop_it() -> None:

@@ -25,6 +25,12 @@ PYTHONS = ((3, 10), (3, 12))  # the locks of requirements exist for these
 
 # In use on an H100 while a call ran, the driver's own included: 17,667 and 10,625 MiB (docs/benchmarks).
 GPU_MEMORY_MIB = {"bf16": 18_300, "q8": 10_800}
+# MiB that duplex takes of a card without a conversation, and for each with a full context (docs/duplex.md).
+DUPLEX_MIB = {"bf16": 17_000, "q8": 9_600}
+CONVERSATION_MIB = {"bf16": 1_530, "fp8": 790}
+CONTEXT_FRAMES = 3000
+SHORT_FRAMES = 375  # half a minute: with less on average a conversation forgets what it is about
+FP8 = (8, 9)  # the first compute capability with 8-bit floating point: Ada, Hopper
 # On disk, in MB (10^6 bytes). A q8 repository takes Mimi and the tokenizer from the bf16 one: 0.4 GB more.
 WEIGHTS_MB = {"bf16": 15_400, "q8": 8_400}
 TINY_MB = 50
@@ -35,6 +41,14 @@ MEMORY_MIB = {"cuda": 7_000, "tiny": 1_400, "cpu": 20_000}
 SKEW_S = 120.0
 AMPERE = 8  # the first compute capability with bf16 arithmetic in hardware
 SMALLEST_TORCH = 7  # torch's CUDA 12.8 wheels bring no code for anything older than Volta
+NUMBER = re.compile(r"[1-9]\d{0,3}")
+SECONDS = (
+    "moshi_resume_grace_s",
+    "moshi_idle_timeout_s",
+    "moshi_call_max_s",
+    "moshi_drain_s",
+    "moshi_context_frames",
+)
 SECRET = re.compile(r"token|secret|password|key$")
 
 
@@ -120,14 +134,27 @@ def settings_wise(settings: Settings) -> Iterator[Fault]:
             f"moshi_hf_repo: {repository!r} is no repository of the hub",
             "write it as owner/name, for example kyutai/moshiko-pytorch-bf16",
         )
-    conversations = settings.get("moshi_conversations")
-    if settings.get("moshi_engine") == "moshi_server" and str(conversations or 1) != "1":
+    conversations = str(settings.get("moshi_conversations", "auto"))
+    if conversations != "auto" and not NUMBER.fullmatch(conversations):
+        yield Fault(
+            f"moshi_conversations: {conversations} is no number of conversations",
+            "set moshi_conversations: auto, or a number from 1 on",
+        )
+    elif settings.get("moshi_engine") == "moshi_server" and conversations not in ("auto", "1"):
         yield Fault(
             f"moshi_conversations: {conversations}, but moshi_server carries one conversation per GPU: a "
             "second "
             "caller would hear silence",
-            "set moshi_conversations: 1",
+            "set moshi_engine: duplex, or moshi_conversations: auto",
         )
+    if settings.get("moshi_engine") == "moshi_server" and settings.get("moshi_kv_dtype") == "fp8":
+        yield Fault(
+            "moshi_kv_dtype: fp8, but moshi_server knows no such memory",
+            "set moshi_engine: duplex, or take moshi_kv_dtype out",
+        )
+    for name in SECONDS:
+        if re.fullmatch(r"-\d+", str(settings.get(name))):
+            yield Fault(f"{name}: {settings[name]} is less than nothing", f"set {name} to 0 or more")
 
 
 def system(machine: dict[str, Any], probe: dict[str, Any]) -> Iterator[Fault]:
@@ -230,6 +257,60 @@ def gpu_memory(settings: Settings, gpus: list[dict[str, Any]]) -> Iterator[Fault
         )
 
 
+def duplex_memory(settings: Settings, gpus: list[dict[str, Any]]) -> Iterator[Fault]:
+    """What duplex wants of every card beside the weights: 8-bit arithmetic, room for conversations."""
+    if settings.get("moshi_engine") != "duplex" or settings.get("moshi_device") != "cuda":
+        return
+    for gpu in gpus:
+        card = f"GPU {gpu['index']} ({gpu['name']})"
+        capability = tuple(int(part) for part in str(gpu.get("compute_capability") or "99.0").split("."))
+        if settings.get("moshi_kv_dtype") == "fp8" and capability < FP8:
+            yield Fault(
+                f"{card} has compute capability {gpu['compute_capability']}, moshi_kv_dtype: fp8 needs 8.9",
+                "set moshi_kv_dtype: bf16, or take an Ada, Hopper or newer card (RTX 4090, L4, L40S, H100)",
+            )
+        frames = frames_each(settings, gpu)
+        if frames is not None and frames < min(SHORT_FRAMES, context_of(settings)):
+            fit = most_conversations(settings, gpu)
+            yield Fault(
+                f"{settings['moshi_conversations']} conversations do not fit into the {gpu['memory_mib']:,} "
+                f"MiB of {card}: {fit} do with full contexts",
+                f"set moshi_conversations: {fit or 1} or auto, moshi_kv_dtype: fp8, moshi_quantization: q8 "
+                "or a smaller moshi_context_frames",
+            )
+
+
+def context_of(settings: Settings) -> int:
+    """Frames that a conversation remembers; kyutai's own where nothing is said."""
+    given = str(settings.get("moshi_context_frames") or "0")
+    return int(given) if NUMBER.fullmatch(given) else CONTEXT_FRAMES
+
+
+def room(settings: Settings, gpu: dict[str, Any]) -> tuple[float, float] | None:
+    """MiB of a card that are left for conversations, and what a frame of one takes; None where not known."""
+    weights = DUPLEX_MIB.get(settings.get("moshi_quantization") or "")
+    each = CONVERSATION_MIB.get(settings.get("moshi_kv_dtype") or "bf16")
+    if weights is None or each is None or gpu.get("memory_mib") is None:
+        return None
+    return gpu["memory_mib"] - weights, each / CONTEXT_FRAMES
+
+
+def most_conversations(settings: Settings, gpu: dict[str, Any]) -> int:
+    """How many conversations with full contexts a card has memory for."""
+    left, frame = room(settings, gpu) or (0.0, 1.0)
+    return max(0, int(left / (frame * context_of(settings))))
+
+
+def frames_each(settings: Settings, gpu: dict[str, Any]) -> int | None:
+    """Frames that each of the wanted conversations can remember on average; None where not known."""
+    wanted = str(settings.get("moshi_conversations"))
+    known = room(settings, gpu)
+    if known is None or not NUMBER.fullmatch(wanted):
+        return None
+    left, frame = known
+    return max(0, min(context_of(settings), int(left / frame / int(wanted))))
+
+
 def disk_needs(settings: Settings, paths: dict[str, dict[str, Any]]) -> dict[str, float]:
     """What is still to be written below each path, in MB: what lies there already is not needed again."""
     device, weights = settings.get("moshi_device"), settings.get("moshi_weights")
@@ -301,10 +382,12 @@ def wanted_ports(settings: Settings, engines: list[int]) -> list[tuple[str, int,
     for name, unit in (("line_port", "nginx.service"), ("line_orchestrator_port", "orchestrator.service")):
         if re.fullmatch(r"\d+", str(settings.get(name))):
             ports.append((name, int(settings[name]), unit))
-    if re.fullmatch(r"\d+", str(settings.get("line_engine_port"))):
-        ports += [
-            ("line_engine_port", int(settings["line_engine_port"]) + i, f"moshi@{i}.service") for i in engines
-        ]
+    for name in (
+        "line_engine_port",
+        *(["line_status_port"] if settings.get("moshi_engine") == "duplex" else []),
+    ):
+        if re.fullmatch(r"\d+", str(settings.get(name))):
+            ports += [(name, int(settings[name]) + i, f"moshi@{i}.service") for i in engines]
     return ports
 
 
@@ -388,6 +471,13 @@ def notes(
                 yield f"{card} computes bf16 in software: speech in real time is not certain"
             if gpu.get("memory_mib") is None:
                 yield f"{card} does not tell its memory: it was not judged"
+            frames = frames_each(settings, gpu) if settings.get("moshi_engine") == "duplex" else None
+            if frames is not None and frames < context_of(settings):
+                yield (
+                    f"{card} holds {most_conversations(settings, gpu)} conversations with full contexts: "
+                    f"{settings['moshi_conversations']} share its memory out as they grow, "
+                    f"{frames * 0.08:.0f} s each when all talk"
+                )
     for name in unknown:
         near = difflib.get_close_matches(name, known, n=1)
         yield f"{name} is set, but no role knows it" + (f"; did you mean {near[0]}?" if near else "")
@@ -415,6 +505,7 @@ def judge(
         faults += [] if allowed else [Fault(decision["reason"], decision["mend"])]
     faults += [
         *gpu_memory(settings, gpu.get("gpus") or []),
+        *duplex_memory(settings, gpu.get("gpus") or []),
         *memory(settings, probe),
         *writable(paths),
         *disk(settings, paths),
