@@ -46,6 +46,7 @@ LINES: dict[str, dict[str, Any]] = {
         "nginx_answer_timeout_s": 5,
         "moshi_conversations": 6,
     },
+    "many": {"moshi_engine": "duplex", "moshi_conversations": "auto"},
     "gateway": {"tls_provider": "none", "nginx_trusted_proxies": ["127.0.0.1"]},
     "manual": {"tls_provider": "manual", "line_listen": "all"},
 }
@@ -444,6 +445,13 @@ async def host(line: Line) -> AsyncIterator[Host]:
 async def tight_host(tight: Line) -> AsyncIterator[Host]:
     """Orchestrator and engines behind `tight`."""
     async for made in _host(tight):
+        yield made
+
+
+@pytest.fixture
+async def many_host(lines: dict[str, Line]) -> AsyncIterator[Host]:
+    """Orchestrator and engines behind a line whose engines say themselves that they are full."""
+    async for made in _host(_started(lines, "many")):
         yield made
 
 

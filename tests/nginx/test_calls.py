@@ -178,6 +178,17 @@ async def test_as_many_calls_as_an_engine_carries(tight, tight_host, caller, ref
         await call.close()
 
 
+async def test_an_engine_that_says_itself_how_much_it_carries_is_never_full_before_it_says_so(
+    many_host, caller, refused
+):
+    calls = [await greeted(await caller.call(many_host.line)) for _ in range(9)]
+    assert many_host.engines[0].open == 9
+    many_host.engines[0].status = 503
+    assert await refused(await caller.call(many_host.line)) == ("line_down", 1013)
+    for call in calls:
+        await call.close()
+
+
 async def test_an_engine_that_is_down_is_said_in_words(line, host, caller, refused):
     await host.down("engine0")
     assert await refused(await caller.call(line)) == ("line_down", 1013)

@@ -19,9 +19,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import tomllib
 
 EPOCH = "1577836800"  # 2020-01-01: a zip file needs some time, and it must not be now
 
