@@ -1,0 +1,5 @@
+"""`python -m rental`: see rental.app."""
+
+from rental.app import main
+
+main()
