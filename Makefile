@@ -103,8 +103,9 @@ engine: .venv-engine/.ready  ## tests that need torch: kyutai's real moshi.serve
 	.venv-engine/bin/python -m pytest tests/engine tests/duplex
 
 .PHONY: soak
-soak: .venv-engine/.ready  ## ten thousand calls that come and go at random: nothing of them may stay in duplex
+soak: .venv-engine/.ready  ## ten thousand calls that come and go at random, an hour of words: nothing of them may stay
 	SOAK=10000 .venv-engine/bin/python -m pytest tests/duplex/test_server.py -k leave_nothing_behind --timeout 7200
+	SOAK_MINUTES=60 .venv-engine/bin/python -m pytest tests/duplex/test_words.py -k grows_nothing --timeout 7200
 
 .PHONY: nginx
 nginx: .venv/.ready  ## the rendered nginx configuration, by requests to a real nginx

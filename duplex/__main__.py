@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from duplex.model import Limits, UnsupportedModel, make_duplex
 from duplex.opus import Codecs
 from duplex.server import Pieces, Rules, Server
 from duplex.weights import Checkpoint, find_checkpoint, load_mimi, load_moshi, random_checkpoint
+from duplex.words import Moonshine
 
 EXIT_BROKEN = 70  # sysexits.h EX_SOFTWARE: the supervisor starts it anew
 KV_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "fp32": torch.float32}
 NEAR_CODECS = 2
 """Calls whose Opus is handled beside the server's loop: 0.4 ms per frame and call."""
+CORES = len(os.sched_getaffinity(0))
 DEFAULT_REPO = "kyutai/moshiko-pytorch-bf16"
 
 
@@ -116,6 +119,20 @@ def parser() -> argparse.ArgumentParser:
         default=30.0,
         metavar="S",
         help="seconds that running calls get after SIGTERM",
+    )
+    words = result.add_argument_group("words: what callers say, as text")
+    words.add_argument(
+        "--transcribe",
+        choices=["off", "moonshine"],
+        default="off",
+        help="who writes it down: nobody, or moonshine-voice (English) in processes of the lowest priority",
+    )
+    words.add_argument(
+        "--transcribe-workers",
+        type=int,
+        default=max(1, min(16, CORES - CORES // 4)),
+        metavar="N",
+        help="such processes; each takes at most one core and 0.3 GB",
     )
     sampling = result.add_argument_group(
         "sampling, where the caller's URL says nothing (defaults: the model's, else as shown)"
@@ -239,6 +256,8 @@ async def serve(options: argparse.Namespace, ready: Callable[[], None]) -> int:
         files = (options.config_path, options.moshi_weight, options.mimi_weight, options.tokenizer)
         checkpoint = await asyncio.to_thread(find_checkpoint, options.hf_repo, *files)
 
+    transcriber = Moonshine(options.transcribe_workers) if options.transcribe == "moonshine" else None
+
     def describe() -> dict[str, Any]:
         about: dict[str, Any] = {"weights": checkpoint.name, "kv_dtype": options.kv_dtype}
         if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -254,6 +273,7 @@ async def serve(options: argparse.Namespace, ready: Callable[[], None]) -> int:
         lambda: build(options, checkpoint),
         Codecs(options.codec_workers, near=NEAR_CODECS),
         pieces_of(checkpoint),
+        transcriber=transcriber,
         rules=Rules(
             resume_grace=options.resume_grace,
             idle_timeout=options.idle_timeout,
@@ -315,7 +335,13 @@ async def serve(options: argparse.Namespace, ready: Callable[[], None]) -> int:
 
 def main(arguments: Sequence[str] | None = None, ready: Callable[[], None] = lambda: None) -> None:
     """Run the command, and end the process with its exit status."""
-    options = parser().parse_args(arguments)
+    command = parser()
+    options = command.parse_args(arguments)
+    if options.transcribe == "moonshine" and find_spec("moonshine_voice") is None:
+        command.error(
+            "--transcribe moonshine needs the package moonshine-voice 0.0.73 beside this one: install it, or "
+            "leave --transcribe out"
+        )
     # The engine's thread needs the interpreter for a moment per step, and must not wait 5 ms for it.
     sys.setswitchinterval(0.0005)
     try:

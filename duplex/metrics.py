@@ -76,8 +76,10 @@ class Metrics:
         self.turnaround_ms.add(seconds * 1000)
         self.missed += seconds > DEADLINE_S
 
-    def text(self, gauges: dict[str, tuple[str, float]]) -> str:
-        """Return all of it; ``gauges`` maps further names to their help and value."""
+    def text(
+        self, gauges: dict[str, tuple[str, float]], further: dict[str, tuple[str, int]] | None = None
+    ) -> str:
+        """Return all of it; ``gauges`` and ``further`` counters map names to their help and value."""
         lines = [
             *self.turnaround_ms.lines(
                 "duplex_turnaround_seconds", "From a frame's last byte in to its answer out.", 1e-3
@@ -92,6 +94,7 @@ class Metrics:
             "catch_ups": ("Times a conversation was more than 400 ms behind.", self.caught_up),
             "calls_started": ("Calls.", self.started),
             "calls_resumed": ("Broken calls that came back.", self.resumed),
+            **(further or {}),
         }
         for name, (help_text, value) in counters.items():
             lines += [f"# HELP duplex_{name}_total {help_text}", f"# TYPE duplex_{name}_total counter"]

@@ -28,6 +28,7 @@ from duplex.conductor import Conductor, Ear, Stepped, Stepper
 from duplex.engine import NoRoom, Sampling, Sound
 from duplex.metrics import Metrics
 from duplex.opus import BadAudio, Codec, CodecDied, Codecs
+from duplex.words import Hearing, Sentences, Transcriber
 
 HANDSHAKE, AUDIO, TEXT, CONTROL, METADATA, ERROR, PING = range(7)
 START, END_TURN, PAUSE, RESTART = range(4)
@@ -97,6 +98,7 @@ class Call:
     id: str
     ear: Ear
     words: Words
+    sentences: Sentences
     sampling: Sampling
     started: float
     resumable: bool
@@ -104,6 +106,8 @@ class Call:
     socket: web.WebSocketResponse | None = None
     transport: asyncio.Transport | None = None
     codec: Codec | None = None
+    hearing: Hearing | None = None
+    """Of its words; None: nobody transcribes."""
     answers: deque[Waiting] = field(default_factory=deque)
     more: asyncio.Event = field(default_factory=asyncio.Event)
     broken_at: float | None = None
@@ -124,6 +128,10 @@ class Call:
     ahead: float = 0.0
     """Frames sent beyond real time."""
     ahead_at: float = 0.0
+
+    def clock(self, now: float) -> float:
+        """Return milliseconds since the call began."""
+        return (now - self.started) * 1000
 
 
 def sampling_of(query: Mapping[str, str], base: Sampling) -> Sampling:
@@ -159,6 +167,7 @@ class Server:
         codecs: Codecs,
         pieces: Pieces,
         *,
+        transcriber: Transcriber | None = None,
         rules: Rules | None = None,
         sampling: Sampling | None = None,
         describe: Callable[[], dict[str, Any]] = dict,
@@ -168,6 +177,7 @@ class Server:
         self.sampling = sampling or Sampling()
         self.codecs = codecs
         self.pieces = pieces
+        self.transcriber = transcriber
         self.describe = describe
         self.metrics = Metrics()
         self.calls: dict[str, Call] = {}
@@ -192,6 +202,8 @@ class Server:
         """Start workers and engine; return when the first step may come."""
         self.conductor.start()
         await self.codecs.start()
+        if self.transcriber is not None:
+            await self.transcriber.start()
         ready = self.conductor.do(lambda engine: engine)
         over = asyncio.create_task(self.over.wait())
         await asyncio.wait([ready, over], return_when=asyncio.FIRST_COMPLETED)
@@ -228,6 +240,8 @@ class Server:
             self._ticker.cancel()
         self.conductor.stop()
         await self.codecs.stop()
+        if self.transcriber is not None:
+            await self.transcriber.stop()
         async with self.news:
             self.news.notify_all()
 
@@ -318,6 +332,7 @@ class Server:
             given or uuid.uuid4().hex,
             Ear(slot),
             Words(self.pieces),
+            Sentences(),
             sampling,
             now,
             bool(given),
@@ -338,6 +353,8 @@ class Server:
             raise Refused("codec_failed", f"{error}: call again in a moment.", TRY_LATER) from None
         self.metrics.started += 1
         self._event("started", {"call": call.id})
+        if self.transcriber is not None:
+            call.hearing = self.transcriber.open(lambda event: self._tell_words(call, event))
         return call
 
     def _resume(self, call: Call, ws: web.WebSocketResponse) -> Call:
@@ -382,6 +399,10 @@ class Server:
         if call.codec is not None:
             call.codec.close()
             call.codec = None
+        for event in call.sentences.end():
+            self._tell_words(call, event)
+        if call.hearing is not None:
+            call.hearing.close()
         if self.failure is None:
             slot = call.ear.slot
             await self.conductor.do(lambda engine: engine.leave(slot))
@@ -436,6 +457,8 @@ class Server:
         call.last_audio = came
         if not call.paused:
             for pcm in frames:
+                if call.hearing is not None:
+                    call.hearing.hear(pcm, call.clock(came))
                 dropped = self.conductor.hear(call.ear, pcm, came)
                 if dropped:
                     call.dropped_in += dropped
@@ -457,6 +480,8 @@ class Server:
             slot, sampling = call.ear.slot, call.sampling
             call.answers.clear()
             call.words = Words(self.pieces)
+            for event in call.sentences.end():
+                self._tell_words(call, event)
             await self.conductor.do(lambda engine: engine.restart(slot, sampling))
             self._event("restarted", {"call": call.id})
 
@@ -476,6 +501,12 @@ class Server:
                     "age_s": round(time.monotonic() - call.started, 1),
                 },
             )
+            hearing = call.hearing
+            available, reason = (hearing.available, hearing.reason) if hearing else (False, "off")
+            self._metadata(
+                call,
+                {"type": "words", "available": available, **({} if available else {"reason": reason})},
+            )
 
     # ------------------------------------------------------------------------------------------------ sending
 
@@ -489,11 +520,14 @@ class Server:
             if call is None:
                 continue
             call.frames += 1
+            if call.hearing is not None:
+                call.hearing.say(answer.pcm)
             if answer.tokens is None:
                 continue
             text = call.words.take(answer.tokens[0])
             if text:
                 self._event("text", {"call": call.id, "text": text})
+            self._said(call, text)
             if call.socket is None:
                 continue
             call.answers.append(Waiting(answer.pcm, text, came))
@@ -503,6 +537,19 @@ class Server:
                 call.dropped_out += 1
                 self.metrics.dropped_out += 1
             call.more.set()
+
+    def _said(self, call: Call, text: str) -> None:
+        """Take what Moshi said with a frame, mostly nothing."""
+        at = call.clock(time.monotonic())
+        if text and call.hearing is not None:
+            call.hearing.tell(text, at)
+        for event in call.sentences.take(text, at):
+            self._tell_words(call, event)
+
+    def _tell_words(self, call: Call, event: dict[str, Any]) -> None:
+        """Pass a transcript, the end of a turn, or whether there are words, to the page and to /events."""
+        self._event(event["type"], {"call": call.id, **{k: v for k, v in event.items() if k != "type"}})
+        self._metadata(call, event)
 
     async def _send(self, call: Call, ws: web.WebSocketResponse) -> None:
         """Encode and send what waits, one answer at a time, as fast as the page takes it."""
@@ -626,6 +673,7 @@ class Server:
             "missed_deadlines": self.metrics.missed,
             **spread,
             "calls": calls,
+            "words": {"engine": "off"} if self.transcriber is None else self.transcriber.status(),
             **self.describe(),
         }
 
@@ -651,7 +699,21 @@ class Server:
             "gpu_memory_bytes": ("GPU memory in use.", status.get("gpu_memory_bytes", 0)),
             "draining": ("1 while no new calls are taken.", int(self.draining)),
         }
-        return web.Response(text=self.metrics.text(gauges), content_type="text/plain", charset="utf-8")
+        counters = {}
+        if self.transcriber is not None:
+            words = status["words"]
+            gauges |= {
+                "words_lag_seconds": ("How long callers' words wait at most.", words["lag_s"]),
+                "words_unavailable_calls": ("Calls without words at the moment.", words["unavailable"]),
+                "words_workers": ("Processes that transcribe.", words["workers"]),
+            }
+            counters = {
+                "words_lost_frames": ("Frames that were not transcribed.", words["lost_frames"]),
+                "words_restarts": ("Transcribing processes that ended and were replaced.", words["restarts"]),
+            }
+        return web.Response(
+            text=self.metrics.text(gauges, counters), content_type="text/plain", charset="utf-8"
+        )
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         """Server-Sent Events; ``Last-Event-ID`` or ``?after=`` replays what is still kept."""
