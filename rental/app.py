@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -68,6 +68,17 @@ class Context:
 def say(text: str) -> None:
     """Progress, at once."""
     print(text, flush=True)
+
+
+def also_into(path: Path) -> Callable[[str], None]:
+    """Progress on the screen and in a file, for whoever cannot see this screen."""
+
+    def both(text: str) -> None:
+        say(text)
+        with path.open("a") as log:
+            log.write(text + "\n")
+
+    return both
 
 
 def patience(environment: Mapping[str, str]) -> Patience:
@@ -271,6 +282,7 @@ def rent_command(
         )
         check_line(line)
         shop = shared.shop(shared.provider(provider), ssh_key, extra_vars)
+        shop.say = also_into(shared.ledger.folder / f"{line}.log")
         entry, node = rent(shop, line, wanted, offer)
         warn_of_skew(shared)
         print(summary(shop, entry, node))
