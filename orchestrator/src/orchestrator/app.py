@@ -9,9 +9,20 @@ from typing import TypedDict
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from orchestrator import __version__, authorize, desk, health, outbox, problems, questions, refusal
+from orchestrator import (
+    __version__,
+    authorize,
+    desk,
+    executions,
+    health,
+    outbox,
+    problems,
+    questions,
+    refusal,
+)
 from orchestrator.authorize import Doors, Ledger
 from orchestrator.edge import Edge
+from orchestrator.executions import Executions
 from orchestrator.health import Health
 from orchestrator.line import Line, Surroundings
 from orchestrator.outbox import Outbox
@@ -33,6 +44,7 @@ class State(TypedDict):
     keys: Keys
     questions: Questions
     outbox: Outbox
+    executions: Executions | None
 
 
 def create_app(settings: Settings, surroundings: Surroundings | None = None) -> FastAPI:
@@ -56,6 +68,7 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
                     keys=Keys.of(settings),
                     questions=open_desk.questions,
                     outbox=open_desk.outbox,
+                    executions=open_desk.executions,
                 )
         finally:
             await checks.stop()
@@ -71,7 +84,7 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
         openapi_url="/openapi.json" if docs else None,
         redirect_slashes=False,
     )
-    for module in (health, authorize, refusal, questions, outbox):
+    for module in (health, authorize, refusal, questions, outbox, executions):
         app.include_router(module.router)
     app.router.routes.append(Route("/mcp", endpoint=door))
     problems.install(app)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from zoneinfo import ZoneInfo
@@ -14,6 +14,8 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import update
 
 from orchestrator import scopes, tables, tools
+from orchestrator.agents import agents_of
+from orchestrator.executions import Executions
 from orchestrator.messages import Texts
 from orchestrator.outbox import Outbox, Quiet, Reminders, Rules
 from orchestrator.questions import Questions
@@ -33,6 +35,8 @@ class Desk:
 
     questions: Questions
     outbox: Outbox
+    executions: Executions | None
+    """None where no agent is set up."""
 
 
 class MessageLinks:
@@ -115,14 +119,31 @@ async def opened(settings: Settings, storage: Storage, door: tools.Door) -> Asyn
         line=settings.moshi_url,
     )
     questions = Questions(storage, outbox, timeout=timedelta(minutes=settings.execution_timeout_minutes))
-    async with door.runs(tools.server_of(storage, questions, outbox)):
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(door.runs(tools.server_of(storage, questions, outbox)))
+        executions = await stack.enter_async_context(carrying(settings, storage, questions, outbox))
         work = [
             asyncio.create_task(outbox.run()),
             asyncio.create_task(again_and_again(questions.expire, EXPIRE_S)),
         ]
         try:
-            yield Desk(questions, outbox)
+            yield Desk(questions, outbox, executions)
         finally:
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
+
+
+@asynccontextmanager
+async def carrying(
+    settings: Settings, storage: Storage, questions: Questions, outbox: Outbox
+) -> AsyncIterator[Executions | None]:
+    """Carry out instructions, where there is an agent for them."""
+    agents = agents_of(settings)
+    if not agents:
+        yield None
+        return
+    timeout = timedelta(minutes=settings.execution_timeout_minutes)
+    executions = Executions(storage, questions, outbox, agents, timeout=timeout)
+    async with executions.open(settings.database_url.get_secret_value()):
+        yield executions

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, true, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -220,15 +220,19 @@ class Questions:
             return row
         return await self._settle(question_id, QuestionState.DECLINED)
 
-    async def _settle(self, question_id: str, state: QuestionState, **also: Any) -> tables.Question:
+    async def withdraw(self, question_id: str) -> None:
+        """Nobody needs the answer any more: whoever asked was ended. It is expired, if it was open."""
+        with contextlib.suppress(SettledError, UnknownError):
+            await self._settle(question_id, QuestionState.EXPIRED, withdrawn=True)
+
+    async def _settle(
+        self, question_id: str, state: QuestionState, *, withdrawn: bool = False, **also: Any
+    ) -> tables.Question:
         """Give an open question its end, if it has none yet: of several at once, one wins."""
         moment = self._clock()
         still_open = tables.Question.state == QuestionState.OPEN.value
-        in_time = (
-            tables.Question.deadline <= moment
-            if state is QuestionState.EXPIRED
-            else tables.Question.deadline > moment
-        )
+        past = tables.Question.deadline <= moment
+        in_time = true() if withdrawn else past if state is QuestionState.EXPIRED else ~past
         async with self._storage.writing() as session:
             done = await session.execute(
                 update(tables.Question)

@@ -257,6 +257,11 @@ class Settings(BaseSettings):
         description="how long a question, and a task that asks, waits for its answer",
         json_schema_extra={"ansible": "orchestrator_execution_timeout_minutes"},
     )
+    agent_socket: str = Field(
+        default="",
+        description="the socket behind which systemd runs the agent's program; without one there is none",
+        json_schema_extra={"ansible": "orchestrator_agent_command"},
+    )
     moltbot_url: Annotated[str, AfterValidator(gateway_of)] = Field(
         default="http://127.0.0.1:18789",
         description="OpenClaw's gateway, on this machine",

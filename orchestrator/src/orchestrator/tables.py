@@ -188,3 +188,58 @@ class Notification(Table):
     """Why which sender did not take it; one that is final is not asked again."""
     settled_at: Mapped[datetime | None]
     delivered_by: Mapped[str | None]
+
+
+class Execution(Table):
+    """An instruction that an agent carries out, and what became of it."""
+
+    __tablename__ = "executions"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str | None] = mapped_column(unique=True)
+    """By which the same instruction, handed over again, finds this one."""
+    asked_by: Mapped[str]
+    """agent, operator or caller."""
+    agent: Mapped[str]
+    instruction: Mapped[str]
+    state: Mapped[str] = mapped_column(index=True)
+    """pending, running, waiting_for_input, completed, failed, cancelled or expired."""
+    ask_token: Mapped[str]
+    """What opens the block by which its agent asks."""
+    made_at: Mapped[datetime] = mapped_column(index=True)
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    question_id: Mapped[str | None] = mapped_column(index=True)
+    """The question that it waits for, or waited for last."""
+    woken_for: Mapped[str | None]
+    """The last question whose end was passed on to it."""
+    result: Mapped[str | None]
+    error: Mapped[str | None]
+
+
+class Turn(Table):
+    """One thing that an execution's agent was told, and its output."""
+
+    __tablename__ = "turns"
+
+    execution_id: Mapped[str] = mapped_column(
+        ForeignKey("executions.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    text: Mapped[str]
+    attempts: Mapped[int] = mapped_column(default=0)
+    began_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    output: Mapped[str | None]
+
+
+class Happened(Table):
+    """A change of an execution's state, in the order in which they came."""
+
+    __tablename__ = "execution_events"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    execution_id: Mapped[str] = mapped_column(ForeignKey("executions.id", ondelete="CASCADE"), index=True)
+    at: Mapped[datetime]
+    state: Mapped[str]
+    detail: Mapped[str] = mapped_column(default="")
