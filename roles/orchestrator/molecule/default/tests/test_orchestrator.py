@@ -214,3 +214,34 @@ def test_the_system_kept_its_owners(host):
     for path in ("/etc", "/usr", "/var", "/var/lib", "/opt"):
         folder = host.file(path)
         assert (folder.user, folder.group, folder.mode) == ("root", "root", 0o755), path
+
+
+HAND_OVER = """
+import http.client, json, re, sys, time
+secrets = open("/etc/hotline/secrets/orchestrator.env").read()
+token = re.search('ORCHESTRATOR_OPERATOR_TOKEN="(.*)"', secrets).group(1)
+headers = {"Authorization": "Bearer " + token, "Content-Type": "application/json"}
+def ask(method, path, body=None):
+    c = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=10)
+    c.request(method, path, body=json.dumps(body) if body else None, headers=headers)
+    return json.load(c.getresponse())
+made = ask("POST", "/api/executions", {"instruction": "Clean up.", "idempotency_key": str(time.time())})
+for _ in range(100):
+    made = ask("GET", "/api/executions/" + made["id"])
+    if made["state"] not in ("pending", "running"):
+        break
+    time.sleep(0.1)
+print(json.dumps(made))
+"""
+
+
+def test_the_agents_program_runs_as_its_own_user_in_a_sandbox(host):
+    done = host.run("python3 -c %s %s", HAND_OVER, str(PORT))
+    assert done.rc == 0, done.stderr + journal(host)
+    made = json.loads(done.stdout)
+    assert (made["state"], made["agent"]) == ("completed", "command"), made
+    assert made["result"] == "I was told: Clean up. (as hotline-agent)"
+    score = host.run("systemd-analyze security --offline=true --threshold=30 hotline-agent@.service")
+    assert score.rc == 0, score.stdout[-300:]
+    assert host.file("/etc/hotline/secrets/agent.env").mode == 0o600
+    assert host.run("runuser -u hotline-agent -- cat /etc/hotline/secrets/orchestrator.env").rc != 0
