@@ -470,10 +470,15 @@ def as_data(shared: Context, finding: Finding) -> dict[str, object]:
     }
     if found:
         folder = shared.ledger.folder / "nodes" / found.label
-        private = shared.ledger.folder / "id_ed25519"
+        private = key_of(shared, entry)
         pinned = ssh.options(folder / "known_hosts", private) if (folder / "known_hosts").exists() else []
         data |= {"variables": host_variables(found, pinned), "groups": groups(found, finding.line)}
     return data
+
+
+def key_of(shared: Context, entry: Entry | None) -> Path:
+    """The private ssh key that reaches a node: the one it was rented with, else our own."""
+    return Path(entry.key) if entry and entry.key else shared.ledger.folder / "id_ed25519"
 
 
 def nodes_table(found: list[Finding], now: float) -> str:
@@ -582,7 +587,7 @@ def idle_seconds(shared: Context, entry: Entry, node: Node, told_before: dict[st
         said = ssh.ask(
             node,
             folder / "known_hosts",
-            ssh.identity(shared.ledger.folder).private,
+            key_of(shared, entry),
             f"echo $(( $(date +%s) - $(stat -c %Y {seen}) ))",
         )
         return float(said)

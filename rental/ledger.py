@@ -43,6 +43,7 @@ class Entry:
     idle_minutes: int = 0
     ends_itself: bool = False
     url: str = ""
+    key: str = ""  # the private ssh key that reaches it
 
 
 @dataclass(frozen=True)

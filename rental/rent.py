@@ -8,11 +8,14 @@ import re
 import secrets
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from rental import ssh
 from rental.api import Clock
@@ -105,6 +108,14 @@ def rent(shop: Shop, line: str, wanted: Wanted, only: str = "") -> tuple[Entry, 
     check_line(line)
     with shop.ledger.working_on(line):
         clear(shop, line)
+        if elsewhere := [
+            e for e in shop.ledger.entries() if e.line == line and e.provider != shop.provider.name
+        ]:
+            raise UseError(
+                f"line '{line}' has a node at {elsewhere[0].provider} "
+                f"({elsewhere[0].id or elsewhere[0].label}). Mend: `rental release {line}` first, "
+                "or give the new line another name."
+            )
         mine = [f for f in shop.findings() if f.line == line and f.runs]
         if mine:
             told = "; ".join(f"{f.node.id} (${f.price:.3f} an hour)" for f in mine if f.node)
@@ -157,6 +168,7 @@ def _try(shop: Shop, line: str, wanted: Wanted, offer: Offer) -> tuple[Entry, No
             ends_at=now + wanted.hours * 3600 if wanted.hours else 0.0,
             idle_minutes=wanted.idle_minutes,
             ends_itself=itself,
+            key=str(shop.key.private),
         )
     )
     try:
@@ -373,14 +385,21 @@ def child_environment() -> dict[str, str]:
 
 
 def last_words(log: Path) -> str:
-    """Of Ansible's output, the last thing that failed, in one line."""
+    """Of Ansible's output, the last task that failed and why, in one line."""
     try:
         text = log.read_text(errors="replace")
     except OSError:
         return f"see {log}"
-    faults = re.findall(r"^(?:fatal|failed): \[[^\]]*\].*?(?==> )?=> ?(.*?)(?=^\S|\Z)", text, re.M | re.S)
-    messages = [
-        m for fault in faults for m in re.findall(r"msg: ?[|>-]*\s*(.+?)(?=\n\s{0,4}\w+:|\Z)", fault, re.S)
-    ]
-    told = " ".join((messages or faults or [text])[-1].split())
-    return (told[:400] + "…" if len(told) > 400 else told) or f"see {log}"
+    blocks = list(re.finditer(r"^(?:fatal|failed): \[.*?=> *\n((?:[ \t]+.*\n|\n(?=[ \t]))+)", text, re.M))
+    if not blocks:
+        return f"see {log}"
+    tasks = re.findall(r"^(?:TASK|RUNNING HANDLER) \[(.*?)\]", text[: blocks[-1].start()], re.M)
+    try:
+        said = yaml.safe_load(textwrap.dedent(blocks[-1][1]))
+        message = str(said.get("msg") or "").strip()
+        if detail := str(said.get("stderr") or "").strip():
+            message += f": {detail.splitlines()[-1]}"
+    except (yaml.YAMLError, AttributeError):
+        message = blocks[-1][1]
+    told = " ".join(message.split())
+    return f"{f'{tasks[-1]}: ' if tasks else ''}{told[:400]}{'…' if len(told) > 400 else ''}"

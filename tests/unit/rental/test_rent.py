@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rental.errors import NoOfferError, QuotaError, StillRunningError, UseError
 from rental.market import Wanted
-from rental.rent import Patience, contact, end, rent
+from rental.rent import Patience, child_environment, contact, end, last_words, rent, run_playbook
 from tests.providers.runpod import RunPodStandIn
 from tests.providers.salad import SaladStandIn
 from tests.providers.vast import VastStandIn, offer
@@ -173,6 +174,12 @@ def test_a_node_of_that_line_rented_from_elsewhere_counts_too(vast: Bench, vast_
         rent(vast.shop, "talk", WANTED)
 
 
+def test_two_lines_with_one_name_at_two_providers(vast: Bench, runpod: Bench) -> None:
+    rent(vast.shop, "talk", WANTED)
+    with pytest.raises(UseError, match=r"has a node at vast \(7001\)"):
+        rent(runpod.shop, "talk", ANY)
+
+
 def test_two_commands_for_one_line_at_the_same_time(vast: Bench) -> None:
     with vast.shop.ledger.working_on("talk"), pytest.raises(UseError, match="at work on line 'talk'"):
         rent(vast.shop, "talk", WANTED)
@@ -296,3 +303,28 @@ def test_the_account_of_a_failed_playbook_is_its_message(vast: Bench, vast_marke
     vast.failing = {"site.yml": 9}
     with pytest.raises(NoOfferError, match=r"site.yml failed \(status 2\): there is no GPU here"):
         rent(vast.shop, "talk", WANTED)
+
+
+def test_last_words_of_a_real_run(tmp_path: Path) -> None:
+    playbook = tmp_path / "p.yml"
+    playbook.write_text("""
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  tasks:
+    - {name: Fine, ansible.builtin.debug: {msg: "fatal: [not me]"}}
+    - {name: Fetch it, ansible.builtin.command: "sh -c 'echo no route to the hub >&2; exit 3'"}
+""")
+    inventory = tmp_path / "inventory.yml"
+    inventory.write_text("{}")
+    log = tmp_path / "log"
+    assert run_playbook(str(playbook), inventory, (), log) == 2
+    assert last_words(log) == "Fetch it: non-zero return code: no route to the hub"
+    assert last_words(tmp_path / "none") == f"see {tmp_path / 'none'}"
+
+
+def test_ansible_gets_no_providers_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAST_API_KEY", "secret")
+    monkeypatch.setenv("HF_TOKEN", "token")
+    assert "secret" not in child_environment().values()
+    assert child_environment()["HF_TOKEN"] == "token"
