@@ -107,6 +107,11 @@ soak: .venv-engine/.ready  ## ten thousand calls that come and go at random, an 
 	SOAK=10000 .venv-engine/bin/python -m pytest tests/duplex/test_server.py -k leave_nothing_behind --timeout 7200
 	SOAK_MINUTES=60 .venv-engine/bin/python -m pytest tests/duplex/test_words.py -k grows_nothing --timeout 7200
 
+.PHONY: words
+words: .venv-engine/.ready  ## how well the line hears words: wrong ones, echo, load on this machine (docs/words.md)
+	@scripts/need flite flite "speaks as three callers do" espeak-ng espeak-ng "speaks as nobody does"
+	for what in errors echo load; do .venv-engine/bin/python -m benchmarks.words $$what; done
+
 .PHONY: nginx
 nginx: .venv/.ready  ## the rendered nginx configuration, by requests to a real nginx
 	@scripts/need nginx nginx "is what the line's configuration is tried on"

@@ -123,9 +123,10 @@ def parser() -> argparse.ArgumentParser:
     words = result.add_argument_group("words: what callers say, as text")
     words.add_argument(
         "--transcribe",
-        choices=["off", "moonshine"],
+        choices=["off", "moonshine", "auto"],
         default="off",
-        help="who writes it down: nobody, or moonshine-voice (English) in processes of the lowest priority",
+        help="who writes it down: nobody, or moonshine-voice (English) in processes that step back for the "
+        "audio; auto: moonshine with two cores or more",
     )
     words.add_argument(
         "--transcribe-workers",
@@ -337,7 +338,10 @@ def main(arguments: Sequence[str] | None = None, ready: Callable[[], None] = lam
     """Run the command, and end the process with its exit status."""
     command = parser()
     options = command.parse_args(arguments)
-    if options.transcribe == "moonshine" and find_spec("moonshine_voice") is None:
+    if options.transcribe == "auto":
+        options.transcribe = "moonshine" if CORES > 1 and find_spec("moonshine_voice") else "off"
+        say(f"words: {options.transcribe} ({CORES} cores)")
+    elif options.transcribe == "moonshine" and find_spec("moonshine_voice") is None:
         command.error(
             "--transcribe moonshine needs the package moonshine-voice 0.0.73 beside this one: install it, or "
             "leave --transcribe out"

@@ -28,6 +28,8 @@ REACH_S = 1.0
 TAPS = 64
 FORGET = 0.9995
 """How sure the filter stays, per hop, that the way is still the same."""
+WORTH = 0.7
+"""A hop has to lose this much of its power by the subtraction, or is left as it is."""
 QUIET = 1e-5
 """Mean power, -50 dB of full scale, below which Moshi is taken to be silent."""
 LEAST_REST, MOST_REST = 0.01, 0.15
@@ -80,6 +82,8 @@ class Canceller:
         """Variance of the way."""
         self._near = np.full(bins, 1e-3, dtype=np.float32)
         self._last: Sound = np.zeros(HOP, dtype=np.float32)
+        self._share = 0.0
+        """Of the echo that is subtracted: all or nothing, with a ramp between."""
 
     def take(self, heard: Sound, said: Sound) -> tuple[Sound, Sound]:
         """Take HOP samples of each; return what is left of ``heard``, and the echo that was found in it."""
@@ -90,16 +94,21 @@ class Canceller:
         echo = np.fft.irfft((self._way * x).sum(axis=0))[HOP:].astype(np.float32)
         rest = heard - echo
         error = np.fft.rfft(np.concatenate((np.zeros(HOP, dtype=np.float32), rest))).astype(np.complex64)
-        self._near += 0.2 * (np.abs(error) ** 2 - self._near)
+        size = error.real**2 + error.imag**2
+        self._near += 0.2 * (size - self._near)
         power = x.real**2 + x.imag**2
-        gain = self._doubt / ((power * self._doubt).sum(axis=0) + self._near + 1e-6)
+        gain = self._doubt / ((power * self._doubt).sum(axis=0) + np.maximum(self._near, size) + 1e-6)
         # A way of HOP taps per part: what a circular convolution would wrap around is cut off.
         taps = np.fft.irfft(gain * np.conj(x) * error, axis=1)
         taps[:, HOP:] = 0
         self._way += np.fft.rfft(taps, axis=1).astype(np.complex64)
         size = self._way.real**2 + self._way.imag**2
         self._doubt = FORGET**2 * (1 - 0.5 * gain * power) * self._doubt + (1 - FORGET**2) * size
-        return rest, echo
+        # What was learned may be wrong, above all at first: it is subtracted where that takes sound away.
+        share = 1.0 if np.dot(rest, rest) < WORTH * np.dot(heard, heard) else 0.0
+        ramp = np.linspace(self._share, share, HOP, dtype=np.float32)
+        self._share = share
+        return heard - ramp * echo, echo
 
 
 class Cleaner:

@@ -722,3 +722,15 @@ def test_a_worker_ends_with_its_parent() -> None:
     process, ours = start_worker()
     ours.close()
     assert process.wait(20) in (0, 3)
+
+
+def test_a_transcriber_that_is_not_there_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import duplex.__main__ as command
+
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--transcribe", "moonshine"])
+    assert ended.value.code == 2
+    assert "needs the package moonshine-voice" in capsys.readouterr().err

@@ -293,6 +293,31 @@ def test_a_setting_that_no_role_says_is_not_judged() -> None:
     assert judge(seen(), MACHINE, {}, {})["faults"] == []
 
 
+@pytest.mark.parametrize(
+    ("cores", "settings", "words"),
+    [
+        (16, {"moshi_transcribe": "auto", "moshi_conversations": "auto"}, ["of 48 callers"]),
+        (16, {"moshi_transcribe": "moonshine", "moshi_conversations": 48}, ["of 48 callers"]),
+        (
+            2,
+            {"moshi_transcribe": "auto", "moshi_conversations": 8},
+            ["of 6 callers", "8 conversations", "more cores"],
+        ),
+        (1, {"moshi_transcribe": "auto"}, ["no words", "more"]),
+        (1, {"moshi_transcribe": "moonshine"}, ["of 3 callers"]),
+        (16, {"moshi_transcribe": "none"}, []),
+        (16, {"moshi_transcribe": "auto", "moshi_engine": "moshi_server"}, []),
+    ],
+)
+def test_how_many_callers_words_the_cores_carry(
+    cores: int, settings: dict[str, Any], words: list[str]
+) -> None:
+    wanted = {**SETTINGS, "moshi_engine": "duplex", **settings}
+    told = judge(seen(cores=cores), MACHINE, gpu(), wanted, specs=SPECS)["notes"]
+    assert all(word in " ".join(told) for word in words)
+    assert bool(told) is bool(words)
+
+
 def test_a_misspelt_name_is_noticed_but_stops_nothing() -> None:
     verdict = judge(
         seen(), MACHINE, gpu(), SETTINGS, specs=SPECS, names=["moshi_quantisation", "moshi_voice"]

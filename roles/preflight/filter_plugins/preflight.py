@@ -38,6 +38,9 @@ ENVIRONMENT_MB = {"cuda": 8_000, "cpu": 2_000}
 RESERVE_MB = 1_000  # logs, packages, caches: what a file system needs to stay usable
 # Main memory as the kernel counts it, in MiB; a machine sold with 8 GB shows about 7,600.
 MEMORY_MIB = {"cuda": 7_000, "tiny": 1_400, "cpu": 20_000}
+# CPU cores for the words of a caller who talks without a pause (docs/words.md); the part of all that words get.
+TALKING_CORES = 0.25
+SHARE_FOR_WORDS = 0.75
 SKEW_S = 120.0
 AMPERE = 8  # the first compute capability with bf16 arithmetic in hardware
 SMALLEST_TORCH = 7  # torch's CUDA 12.8 wheels bring no code for anything older than Volta
@@ -454,6 +457,30 @@ def network(settings: Settings, probe: dict[str, Any], paths: dict[str, dict[str
             )
 
 
+def words(settings: Settings, cores: int | None, engines: int) -> Iterator[str]:
+    """How many callers' words the processor keeps up with."""
+    wish = settings.get("moshi_transcribe", "none")
+    if settings.get("moshi_engine") != "duplex" or wish == "none" or not cores:
+        return
+    if wish == "auto" and cores < 2:
+        yield (
+            "one CPU core is too little to write down what callers say: the line hears no words. For them "
+            "take a machine with more, or set moshi_transcribe: moonshine"
+        )
+        return
+    most = max(1, int(cores * SHARE_FOR_WORDS / TALKING_CORES))
+    wanted = str(settings.get("moshi_conversations", "auto"))
+    yield (
+        f"{cores} CPU cores write down the words of {most} callers who talk at the same time"
+        + (
+            f", and {int(wanted) * engines} conversations are wanted: when more talk, some have no words for "
+            "a while. Mend: more cores, or moshi_transcribe: none"
+            if NUMBER.fullmatch(wanted) and int(wanted) * engines > most
+            else ""
+        )
+    )
+
+
 def notes(
     settings: Settings, gpus: list[dict[str, Any]], unknown: list[str], known: list[str]
 ) -> Iterator[str]:
@@ -520,7 +547,10 @@ def judge(
     )
     return {
         "faults": [fault._asdict() for fault in faults],
-        "notes": list(notes(settings, gpu.get("gpus") or [], unknown, known)),
+        "notes": [
+            *words(settings, probe.get("cores"), len(engines or [0])),
+            *notes(settings, gpu.get("gpus") or [], unknown, known),
+        ],
     }
 
 

@@ -326,6 +326,7 @@ def main() -> None:
         "pid1": command_name("1"),
         "python": system_python(),
         "memory_mib": memory_mib(),
+        "cores": len(os.sched_getaffinity(0)),
         "skew_s": None if asked["controller_time"] is None else now - asked["controller_time"],
         "paths": {
             purpose: look_at_path(path, purpose in asked["contents"])

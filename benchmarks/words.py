@@ -1,0 +1,732 @@
+"""How well the line hears words, and what that costs: word errors, echo, load. Each prints the machine and
+writes JSON.
+
+    python -m benchmarks.words errors    # wrong words of benchmarks/sentences.txt, with and without Moshi
+    python -m benchmarks.words echo      # Moshi's voice coming back, with and without the guard
+    python -m benchmarks.words load -n 8 # callers who talk at once, words off and on; -n 64 for 16 cores
+
+It runs in .venv-engine (`make words`) and speaks with Debian's flite and espeak-ng. All sound goes through
+Opus, as a caller's does. In `errors` and `echo` sound goes to the worker's own code (duplex/listen.py) as
+fast as it takes it; `load` is the real server, real WebSockets, real Opus and real workers in real time.
+Its model step is simulated: it keeps a core busy without the interpreter's lock, as waiting for a GPU does
+(duplex spins), for as long as an H100 took (docs/duplex.md), and says recorded speech. A tiny model on the
+CPU would measure the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).parents[1]
+RATE, BEAT = 24_000, 1920
+VOICES = ("slt", "rms", "awb")
+STRESS = "espeak-ng"
+PAUSE_S = 1.4
+Sound = NDArray[np.float32]
+
+# ----------------------------------------------------------------------------------------------------- speech
+
+
+def stretched(pcm: Sound, rate: int, wanted: int = RATE) -> Sound:
+    """Change the sample rate of a whole recording, by its spectrum."""
+    if rate == wanted:
+        return pcm
+    length = round(len(pcm) * wanted / rate)
+    spectrum = np.fft.rfft(pcm)
+    out = np.zeros(length // 2 + 1, dtype=complex)
+    shared = min(len(spectrum), len(out))
+    out[:shared] = spectrum[:shared]
+    return (np.fft.irfft(out, length) * (length / len(pcm))).astype(np.float32)
+
+
+def speech(text: str, voice: str) -> Sound:
+    """Return a sentence at 24 kHz, -26 dB of full scale; kept in the temporary directory."""
+    key = hashlib.sha256(f"{voice} {text}".encode()).hexdigest()[:24]
+    file = Path(tempfile.gettempdir()) / "hotline-speech" / f"{key}.wav"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        new = file.with_suffix(f".{os.getpid()}")
+        espeak = ["espeak-ng", "-v", "en-us", "-w", str(new), text]
+        flite = ["flite", "-voice", voice, "-t", text, "-o", str(new)]
+        subprocess.run(espeak if voice == STRESS else flite, check=True)
+        new.replace(file)
+    with wave.open(str(file)) as recorded:
+        rate = recorded.getframerate()
+        pcm = np.frombuffer(recorded.readframes(recorded.getnframes()), dtype="<i2").astype(np.float32)
+    sound = stretched(pcm / 32768, rate)
+    return sound * np.float32(10 ** (-26 / 20) / np.sqrt(np.mean(sound**2)))
+
+
+def voiced(sound: Sound) -> tuple[int, int]:
+    """Return where a voice begins and ends: within 35 dB of its loudest 20 ms."""
+    step = RATE // 50
+    power = (sound[: len(sound) // step * step].reshape(-1, step) ** 2).mean(axis=1)
+    loud = np.flatnonzero(power > power.max() * 10**-3.5)
+    return int(loud[0]) * step, int(loud[-1] + 1) * step
+
+
+def silence(seconds: float) -> Sound:
+    """Return so much of it."""
+    return np.zeros(int(seconds * RATE), dtype=np.float32)
+
+
+def beats(sound: Sound) -> list[Sound]:
+    """Cut into frames of 80 ms."""
+    whole = np.concatenate((sound, np.zeros(-len(sound) % BEAT, dtype=np.float32)))
+    return list(whole.reshape(-1, BEAT))
+
+
+def opus(sound: Sound) -> list[bytes]:
+    """Return a message of Opus per frame."""
+    import sphn  # noqa: PLC0415 - not where the sentences alone are read
+
+    writer = sphn.OpusStreamWriter(RATE)
+    return [bytes(writer.append_pcm(frame)) for frame in beats(sound)]
+
+
+def through_opus(sound: Sound) -> Sound:
+    """Return what of a sound arrives."""
+    import sphn  # noqa: PLC0415
+
+    reader = sphn.OpusStreamReader(RATE)
+    got = np.concatenate([np.asarray(reader.append_bytes(page)).reshape(-1) for page in opus(sound)])
+    return np.concatenate((got, np.zeros(max(0, len(sound) - len(got))))).astype(np.float32)[: len(sound)]
+
+
+@dataclass
+class Part:
+    """A sentence in a recording, in samples."""
+
+    text: str
+    start: int
+    end: int
+
+
+def spoken(sentences: list[str], voice: str, pause_s: float = PAUSE_S) -> tuple[Sound, list[Part]]:
+    """Return sentences one after another, and where their voice is."""
+    sounds, parts, at = [silence(pause_s)], [], int(pause_s * RATE)
+    for text in sentences:
+        sound = speech(text, voice)
+        first, last = voiced(sound)
+        parts.append(Part(text, at + first, at + last))
+        sounds += [sound, silence(pause_s)]
+        at += len(sound) + int(pause_s * RATE)
+    return np.concatenate(sounds), parts
+
+
+# -------------------------------------------------------------------------------------------- counting words
+
+ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+ORDINALS = {
+    "one": "first",
+    "two": "second",
+    "three": "third",
+    "five": "fifth",
+    "eight": "eighth",
+    "nine": "ninth",
+    "twelve": "twelfth",
+}
+SPELLINGS = {"canceled": "cancelled", "ok": "okay", "mr": "mister", "alright": "all right"}
+
+
+def number(value: int) -> str:
+    """Return a number in words."""
+    if value < 20:
+        return ONES[value]
+    if value < 100:
+        return TENS[value // 10] + (f" {ONES[value % 10]}" if value % 10 else "")
+    if value < 1000:
+        rest = f" and {number(value % 100)}" if value % 100 else ""
+        return f"{ONES[value // 100]} hundred{rest}"
+    rest = f" {number(value % 1000)}" if value % 1000 else ""
+    return f"{number(value // 1000)} thousand{rest}"
+
+
+def ordinal(value: int) -> str:
+    """Return 23 as twenty third."""
+    *head, last = number(value).split()
+    last = ORDINALS.get(last) or (f"{last[:-1]}ieth" if last.endswith("y") else f"{last}th")
+    return " ".join([*head, last])
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, numbers as they are said, without case and signs."""
+    text = text.lower().replace("\u2019", "'").replace("e-mail", "email")
+    text = re.sub(r"(\d),(\d{3})", r"\1\2", text)
+    text = re.sub(r"\$(\d+)\.(\d\d)\b", r"\1 dollars and \2 cents", text)
+    text = re.sub(r"\$(\d+)", r"\1 dollars", text).replace("%", " percent")
+    text = re.sub(r"\b\d+(?:-\d+)+\b", lambda found: " ".join(found[0].replace("-", "")), text)
+    text = re.sub(r"\b(\d+)(?:st|nd|rd|th)\b", lambda found: ordinal(int(found[1])), text)
+    year = r"\b(1[1-9])(\d\d)\b"
+    text = re.sub(year, lambda found: f"{number(int(found[1]))} {number(int(found[2]))}", text)
+    text = re.sub(r"\d{1,6}", lambda found: f" {number(int(found[0]))} ", text)
+    return [SPELLINGS.get(word, word) for word in re.findall(r"[a-z']+", text)]
+
+
+def errors_between(wanted: list[str], got: list[str]) -> int:
+    """Return how many words have to be put in, left out or replaced (Levenshtein)."""
+    row = list(range(len(got) + 1))
+    for i, word in enumerate(wanted, 1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(got, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return row[-1]
+
+
+# -------------------------------------------------------------------------------------------- in one process
+
+
+@dataclass
+class Heard:
+    """What became of a recording."""
+
+    lines: list[dict[str, Any]]
+    sound_cpu_s: float
+    """Processor time for resampling, echo and voice activity."""
+    words_cpu_s: float
+    """For transcribing finished lines."""
+    line_seconds: float
+    """Length of these."""
+
+
+def listen(heard: Sound, said: Sound | None, told: list[tuple[float, str]]) -> Heard:
+    """Send a recording through a worker's own code; unfinished lines are not transcribed."""
+    from duplex.listen import Caller, Pending, load_moonshine  # noqa: PLC0415 - in the process that needs it
+
+    voices, transcribe = load_moonshine()
+    events: list[dict[str, Any]] = []
+    pending = Pending()
+    caller = Caller(1, voices(), lambda _, event: events.append(event), pending.put)
+    result = Heard([], 0.0, 0.0, 0.0)
+    answers = None if said is None else beats(said)
+    told = list(told)
+    for at, frame in enumerate(beats(heard)):
+        while told and told[0][0] <= 80 * at:
+            caller.tell(*told.pop(0))
+        began = time.process_time()
+        caller.hear(80.0 * (at + 1), frame)
+        caller.say(None if answers is None or at >= len(answers) else answers[at])
+        result.sound_cpu_s += time.process_time() - began
+        while (job := pending.get(math.inf)) is not None:
+            if job.whole:
+                began = time.process_time()
+                text = transcribe(job.sound)
+                result.words_cpu_s += time.process_time() - began
+                result.line_seconds += len(job.sound) / 16_000
+                caller.heard_as(job, text)
+    result.lines = [event for event in events if event.get("final") and event["text"]]
+    return result
+
+
+def room(delay_s: float) -> NDArray[np.float64]:
+    """Return the way of an echo: a delay, and a living room of 0.3 s."""
+    chance = np.random.default_rng(1)
+    tail = chance.normal(size=int(0.3 * RATE)) * np.exp(-np.arange(int(0.3 * RATE)) / (0.05 * RATE)) * 0.05
+    tail[0] = 1.0
+    return np.concatenate((np.zeros(int(delay_s * RATE)), tail))
+
+
+def echo_of(said: Sound, level_db: float, delay_s: float) -> Sound:
+    """Return what comes back of what was said: through Opus, loudspeaker and room, ``level_db`` beside a
+    caller's voice.
+    """
+    played = through_opus(said)
+    way = room(delay_s)
+    size = 1 << (len(played) + len(way)).bit_length()
+    echo = np.fft.irfft(np.fft.rfft(played, size) * np.fft.rfft(way, size), size)[: len(said)]
+    loud = echo[np.abs(echo) > 1e-3]
+    return (echo * 10 ** ((-26 + level_db) / 20) / np.sqrt(np.mean(loud**2))).astype(np.float32)
+
+
+def pieces(parts: list[Part]) -> list[tuple[float, str]]:
+    """Return the words of sentences with when they are said, as Moshi's text comes: a little ahead of its
+    sound.
+    """
+    told = []
+    for part in parts:
+        words = part.text.split()
+        for number_, word in enumerate(words):
+            at = part.start + (part.end - part.start) * number_ / len(words)
+            told.append((at * 1000 / RATE - 160, f" {word}"))
+    return told
+
+
+def within(lines: list[dict[str, Any]], part: Part, slack_ms: float = 500) -> str:
+    """Return the text of the lines whose middle lies in a sentence."""
+    first, last = part.start * 1000 / RATE - slack_ms, part.end * 1000 / RATE + slack_ms
+    middle = [(line["start_ms"] + line["end_ms"]) / 2 for line in lines]
+    return " ".join(line["text"] for line, at in zip(lines, middle, strict=True) if first <= at <= last)
+
+
+# ----------------------------------------------------------------------------------------------------- errors
+
+
+def sentences() -> list[str]:
+    """Return the sentences that stand beside this file."""
+    return (ROOT / "benchmarks" / "sentences.txt").read_text().splitlines()
+
+
+def measure_errors(voice: str, moshi: bool, count: int) -> dict[str, Any]:
+    """Read the sentences with a voice and count wrong words; with Moshi talking all the time, 20 dB below."""
+    texts = sentences()[:count]
+    sound, parts = spoken(texts, voice)
+    said, told = None, []
+    if moshi:
+        other = "rms" if voice != "rms" else "slt"
+        babble, places = spoken(texts[::-1], other, 0.3)
+        said = np.resize(babble, len(sound)).astype(np.float32)
+        told = pieces([part for part in places if part.end < len(sound)])
+        sound = sound + echo_of(said, -20, 0.25)
+    heard = listen(through_opus(sound), said, told)
+    wanted = wrong = 0
+    worst = []
+    for part in parts:
+        got = within(heard.lines, part)
+        mistakes = errors_between(words_of(part.text), words_of(got))
+        wanted += len(words_of(part.text))
+        wrong += mistakes
+        worst.append((mistakes, part.text, got))
+    return {
+        "voice": voice,
+        "moshi_talks_at_db": -20 if moshi else None,
+        "sentences": len(parts),
+        "words": wanted,
+        "wrong": wrong,
+        "word_error_rate": round(wrong / wanted, 4),
+        "cpu_per_second_of_call": round(heard.sound_cpu_s / (len(sound) / RATE), 4),
+        "cpu_per_second_of_line": round(heard.words_cpu_s / heard.line_seconds, 4),
+        "worst": [{"said": said_, "heard": got} for _, said_, got in sorted(worst, reverse=True)[:5]],
+    }
+
+
+def errors(options: argparse.Namespace) -> dict[str, Any]:
+    """All voices, without and with Moshi."""
+    cases = [(voice, moshi) for voice in (*VOICES, STRESS) for moshi in (False, True)]
+    with ProcessPoolExecutor(options.processes) as pool:
+        rows = list(
+            pool.map(measure_errors, *zip(*cases, strict=True), [options.sentences] * len(cases), chunksize=1)
+        )
+    print(f"{'voice':10} {'Moshi':>7} {'words':>6} {'wrong':>6} {'rate':>7}")
+    for row in rows:
+        moshi = "-20 dB" if row["moshi_talks_at_db"] else "silent"
+        print(f"{row['voice']:10} {moshi:>7} {row['words']:6} {row['wrong']:6} {row['word_error_rate']:7.1%}")
+    return {"aim": "below 0.15 with flite's voices", "rows": rows}
+
+
+# ------------------------------------------------------------------------------------------------------- echo
+
+
+def measure_echo(level_db: float, delay_s: float, guard: bool, count: int) -> dict[str, Any]:
+    """Talk by turns: Moshi alone, the caller alone, both. Count Moshi's words in the caller's mouth, and the
+    caller's own wrong ones.
+    """
+    texts = sentences()
+    mine, theirs = texts[:count], texts[-2 * count :]
+    near, far, parts, alone, both, told = [], [], [], [], [], []
+    at = 0
+
+    def add(caller: Sound, moshi: Sound) -> tuple[int, int]:
+        nonlocal at
+        length = max(len(caller), len(moshi)) + int(PAUSE_S * RATE)
+        for track, sound in ((near, caller), (far, moshi)):
+            track.append(np.concatenate((sound, np.zeros(length - len(sound), dtype=np.float32))))
+        at += length
+        return at - length, at
+
+    nothing = silence(0)
+    add(nothing, nothing)
+    for i in range(count):
+        first = speech(theirs[2 * i], "awb")
+        start, _ = add(nothing, first)
+        alone.append(Part(theirs[2 * i], start, start + len(first)))
+        words = speech(mine[i], "slt")
+        start, _ = add(words, nothing)
+        parts.append(Part(mine[i], *(start + edge for edge in voiced(words))))
+        second = speech(theirs[2 * i + 1], "awb")
+        over = speech(mine[(i + 1) % count], "slt")
+        start, _ = add(over, second)
+        both.append(Part(mine[(i + 1) % count], *(start + edge for edge in voiced(over))))
+        alone_text = Part(theirs[2 * i + 1], start, start + len(second))
+        told += [alone[-1], alone_text]
+    said = np.concatenate(far)
+    sound = through_opus(np.concatenate(near) + echo_of(said, level_db, delay_s))
+    heard = listen(sound, said if guard else None, pieces(told) if guard else [])
+
+    def rate(places: list[Part]) -> float:
+        wanted = [words_of(part.text) for part in places]
+        got = [words_of(within(heard.lines, part)) for part in places]
+        wrong = [errors_between(*pair) for pair in zip(wanted, got, strict=True)]
+        return round(sum(wrong) / sum(map(len, wanted)), 4)
+
+    # An echo is heard after it was said: the pause after Moshi's sentence belongs to it.
+    shift = int(delay_s * RATE)
+    false = [
+        words_of(within(heard.lines, Part(part.text, part.start + shift, part.end + shift), 300))
+        for part in alone
+    ]
+    return {
+        "level_db": level_db,
+        "delay_ms": round(delay_s * 1000),
+        "guard": guard,
+        "moshis_words": sum(len(words_of(part.text)) for part in alone),
+        "put_into_the_callers_mouth": sum(map(len, false)),
+        "lines_of_moshi": sum(map(bool, false)),
+        "word_error_rate_caller_alone": rate(parts),
+        "word_error_rate_both_talk": rate(both),
+    }
+
+
+def echo(options: argparse.Namespace) -> dict[str, Any]:
+    """All levels and delays; without the guard at one delay."""
+    cases = [(level, delay, True) for level in (-40, -30, -20, -10, 0) for delay in (0.12, 0.35, 0.7)]
+    cases += [(level, 0.35, False) for level in (-40, -30, -20, -10, 0)]
+    with ProcessPoolExecutor(options.processes) as pool:
+        rows = list(
+            pool.map(measure_echo, *zip(*cases, strict=True), [options.sentences] * len(cases), chunksize=1)
+        )
+    print(f"{'echo':>7} {'delay':>7} {'guard':>6} {'false words':>16} {'caller alone':>13} {'both talk':>10}")
+    for row in rows:
+        false = f"{row['put_into_the_callers_mouth']} of {row['moshis_words']}"
+        print(
+            f"{row['level_db']:4} dB {row['delay_ms']:4} ms {'on' if row['guard'] else 'off':>6} {false:>16} "
+            f"{row['word_error_rate_caller_alone']:13.1%} {row['word_error_rate_both_talk']:10.1%}"
+        )
+    return {"rows": rows}
+
+
+# ------------------------------------------------------------------------------------------------------- load
+
+
+def step_seconds(batch: int) -> float:
+    """Return how long a step took on an H100 with full contexts (docs/duplex.md)."""
+    return (10.0 + (33.6 - 10.0) * (batch - 1) / 37) / 1000
+
+
+class Simulated:
+    """An engine whose step takes an H100's time and a core of this machine, and says recorded speech."""
+
+    def __init__(self, slots: int) -> None:
+        from duplex.engine import Answer, NoRoom  # noqa: PLC0415 - wants torch
+
+        self._answer, self._no_room = Answer, NoRoom
+        self.slots = slots
+        self.free = list(range(slots))
+        self._frames = dict.fromkeys(range(slots), 0)
+        self._speech = beats(spoken(sentences()[60:70], "rms", 0.5)[0])
+        self._ballast = bytes(256 * 1024)
+
+    def join(self, sampling: Any, spoken_frames: int = 0) -> int:
+        """Give a slot."""
+        if not self.free:
+            raise self._no_room("full")
+        return self.free.pop()
+
+    def leave(self, slot: int) -> None:
+        """Take it back."""
+        self.free.append(slot)
+
+    def restart(self, slot: int, sampling: Any) -> None:
+        """Nothing is remembered."""
+
+    def step(self, frames: list[tuple[int, Sound]]) -> list[Any]:
+        """Spin for a step, with the interpreter's lock free."""
+        until = time.monotonic() + step_seconds(len(frames))
+        while time.monotonic() < until:
+            zlib.crc32(self._ballast)
+        answers = []
+        for slot, _ in frames:
+            self._frames[slot] += 1
+            pcm = self._speech[self._frames[slot] % len(self._speech)]
+            answers.append(self._answer(slot, [7 + self._frames[slot] % 50, *range(8)], pcm))
+        return answers
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Run the server for ``load`` until it is told to stop; print its two ports."""
+    from aiohttp import web  # noqa: PLC0415
+
+    from duplex.opus import Codecs  # noqa: PLC0415
+    from duplex.server import Server  # noqa: PLC0415
+    from duplex.words import Moonshine  # noqa: PLC0415
+
+    sys.setswitchinterval(0.0005)
+    cores = len(os.sched_getaffinity(0))
+    transcriber = Moonshine(options.workers) if options.transcribe == "moonshine" else None
+    server = Server(
+        lambda: Simulated(options.calls),
+        Codecs(max(1, min(8, cores // 2)), near=2),
+        lambda token: f"\u2581w{token}",
+        transcriber=transcriber,
+    )
+    await server.start()
+    ports = []
+    for app in (server.door(), server.window()):
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        ports.append(runner.addresses[0][1])
+    while transcriber is not None and transcriber.status()["workers"] < options.workers:  # noqa: ASYNC110
+        await asyncio.sleep(0.1)
+    print(*ports, flush=True)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.over.set)
+    await server.over.wait()
+    await server.stop()
+
+
+@dataclass
+class Talked:
+    """One caller's call."""
+
+    turnarounds_ms: list[float]
+    sent: int
+    answered: int
+    delays_ms: list[float]
+    """From the end of the voice to the finished line."""
+    unheard: int
+    """Sentences without one."""
+    unavailable: int
+
+
+def answered_by(message: bytes) -> int:
+    """Return how many frames are complete with this message: its last Ogg page says how many samples at
+    48 kHz there were so far (RFC 7845, 4).
+    """
+    page = message.rfind(b"OggS")
+    return int.from_bytes(message[page + 6 : page + 14], "little") // 3840
+
+
+async def talk(session: Any, url: str, voice: str, first: int, seconds: float) -> Talked:
+    """Say one sentence after another in real time; note when answers and finished lines come."""
+    texts = sentences()
+    count = max(3, int(seconds / 3))
+    sound, parts = spoken([texts[(first + i) % len(texts)] for i in range(count)], voice, 1.2)
+    pages = opus(sound)[: int(seconds / 0.08)]
+    parts = [part for part in parts if part.end / RATE < seconds - 2.5]
+    lines: list[tuple[float, dict[str, Any]]] = []
+    sent_at: list[float] = []
+    turnarounds: list[float] = []
+    told = []
+    async with session.ws_connect(url, max_msg_size=0) as ws:
+        await ws.receive()
+        await ws.send_bytes(b'\x04{"type": "hello"}')
+        started = asyncio.get_running_loop().time()
+
+        async def read() -> None:
+            async for message in ws:
+                now = asyncio.get_running_loop().time()
+                if message.data[0] == 1:
+                    frames = answered_by(message.data)
+                    while len(turnarounds) < min(frames, len(sent_at)):
+                        turnarounds.append(1000 * (now - sent_at[len(turnarounds)]))
+                elif message.data[0] == 4:
+                    content = json.loads(message.data[1:])
+                    if content["type"] == "words":
+                        told.append(content["available"])
+                    elif content.get("who") == "caller" and content["final"] and content["text"]:
+                        lines.append((now - started, content))
+
+        reading = asyncio.create_task(read())
+        for number_, page in enumerate(pages):
+            await asyncio.sleep(max(0.0, started + 0.08 * (number_ + 1) - asyncio.get_running_loop().time()))
+            sent_at.append(asyncio.get_running_loop().time())
+            await ws.send_bytes(b"\x01" + page)
+        await asyncio.sleep(1.5)
+        reading.cancel()
+    delays, unheard = [], 0
+    for part in parts:
+        end = part.end / RATE
+        came = [at for at, line in lines if abs(line["end_ms"] / 1000 - end) < 0.6]
+        if came:
+            delays.append(1000 * (came[-1] - end))
+        else:
+            unheard += 1
+    return Talked(turnarounds, len(pages), len(turnarounds), delays, unheard, told.count(False))
+
+
+async def talk_together(url: str, calls: int, seconds: float) -> list[Talked]:
+    """Hold calls at the same time, out of step."""
+    import aiohttp  # noqa: PLC0415
+
+    async with aiohttp.ClientSession() as session:
+
+        async def one(number_: int) -> Talked:
+            await asyncio.sleep(number_ * 2.9 % 3.1)
+            return await talk(session, url, VOICES[number_ % 3], number_ * 13, seconds)
+
+        return list(await asyncio.gather(*(one(number_) for number_ in range(calls))))
+
+
+def spread(values: list[float]) -> dict[str, float | None]:
+    """Return percentiles."""
+    ordered = sorted(values)
+    return {
+        f"p{p}": round(ordered[min(len(ordered) - 1, len(ordered) * p // 100)], 1) if ordered else None
+        for p in (50, 95, 99)
+    }
+
+
+def family_cpu(root: int) -> dict[str, float]:
+    """Return the processor time of a process and of its transcribing children so far, in seconds."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    used = {"server": 0.0, "words": 0.0}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            command = (stat.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if root in (int(stat.parent.name), int(fields[1])):
+            seconds = (int(fields[11]) + int(fields[12])) / ticks
+            used["words" if b"duplex.listen" in command else "server"] += seconds
+    return used
+
+
+def run_load(transcribe: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One run, in a server of its own."""
+    command = [sys.executable, "-m", "benchmarks.words", "serve", "--transcribe", transcribe]
+    command += ["-n", str(options.calls), "--workers", str(options.workers)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as server:
+        try:
+            assert server.stdout is not None
+            door, _ = server.stdout.readline().split()
+            before = family_cpu(server.pid)
+            url = f"ws://127.0.0.1:{int(door)}/api/chat"
+            calls = asyncio.run(talk_together(url, options.calls, options.seconds))
+            after = family_cpu(server.pid)
+        finally:
+            server.terminate()
+    times = [value for one in calls for value in one.turnarounds_ms]
+    lost = sum(one.sent - one.answered for one in calls)
+    late = sum(value > 80 for value in times)
+    # Each caller's own seconds of call.
+    whole = options.calls * options.seconds
+    return {
+        "transcribe": transcribe,
+        "frames": len(times) + lost,
+        "missed_deadlines": late + lost,
+        "turnaround_ms": spread(times),
+        "final_line_after_voice_ms": spread([value for one in calls for value in one.delays_ms]),
+        "sentences": sum(len(one.delays_ms) + one.unheard for one in calls),
+        "sentences_without_a_line": sum(one.unheard for one in calls),
+        "words_unavailable": sum(one.unavailable for one in calls) if transcribe != "off" else None,
+        "cpu_per_second_of_call": {key: round((after[key] - before[key]) / whole, 4) for key in before},
+    }
+
+
+def load(options: argparse.Namespace) -> dict[str, Any]:
+    """Words off and on in turn, twice."""
+    rows = []
+    for transcribe in ("off", "moonshine") * options.rounds:
+        rows.append(run_load(transcribe, options))
+        row = rows[-1]
+        print(
+            f"{transcribe:10} {row['missed_deadlines']:5} of {row['frames']} frames late, turnaround p50 "
+            f"{row['turnaround_ms']['p50']} p99 {row['turnaround_ms']['p99']} ms; line "
+            f"p50 {row['final_line_after_voice_ms']['p50']} p95 {row['final_line_after_voice_ms']['p95']} ms "
+            f"after the voice; {row['sentences_without_a_line']} of {row['sentences']} sentences "
+            f"without one; CPU per call {row['cpu_per_second_of_call']}",
+            flush=True,
+        )
+    return {
+        "conversations": options.calls,
+        "seconds": options.seconds,
+        "workers": options.workers,
+        "model_step": "simulated: spins as waiting for a GPU does, 10.0 ms for one call to 33.6 ms for 38",
+        "aim": "no more missed deadlines with words on; finished line at most 800 ms after the voice (p50)",
+        "rows": rows,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- command
+
+
+def machine() -> dict[str, Any]:
+    """Return what it ran on."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "cpu": model[1] if model else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "moonshine_voice": version("moonshine-voice"),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def main() -> None:
+    """Run what the command line says."""
+    cores = len(os.sched_getaffinity(0))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.words", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("what", choices=["errors", "echo", "load", "serve"])
+    parser.add_argument("--sentences", type=int, help="how many (default: all 110; echo 8 three times over)")
+    add = parser.add_argument
+    add("--processes", type=int, default=cores, help="measuring at the same time (%(default)s)")
+    add("-n", dest="calls", type=int, default=8, help="callers (%(default)s)")
+    add("--seconds", type=float, default=40, help="length of a call (%(default)s)")
+    add("--rounds", type=int, default=2, help="off and on so often (%(default)s)")
+    workers = max(1, min(16, cores - cores // 4))
+    add("--workers", type=int, default=workers, help="processes that transcribe (%(default)s)")
+    add("--transcribe", default="moonshine", help=argparse.SUPPRESS)
+    add("--json", type=Path, help="write the result there")
+    options = parser.parse_args()
+    if options.what == "serve":
+        asyncio.run(serve(options))
+        return
+    options.sentences = options.sentences or (8 if options.what == "echo" else len(sentences()))
+    about = machine()
+    print(f"{about['cpu']}, {about['cores']} cores, load {about['load_before']} before", flush=True)
+    result = {"errors": errors, "echo": echo, "load": load}[options.what](options)
+    command = shlex.join(["python", "-m", "benchmarks.words", *sys.argv[1:]])
+    if options.json:
+        report = {"command": command, "machine": about, **result}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
