@@ -15,8 +15,10 @@ from orchestrator import (
     desk,
     executions,
     health,
+    instructions,
     outbox,
     problems,
+    prompts,
     questions,
     refusal,
 )
@@ -84,7 +86,7 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
         openapi_url="/openapi.json" if docs else None,
         redirect_slashes=False,
     )
-    for module in (health, authorize, refusal, questions, outbox, executions):
+    for module in (health, authorize, refusal, questions, outbox, executions, prompts, instructions):
         app.include_router(module.router)
     app.router.routes.append(Route("/mcp", endpoint=door))
     problems.install(app)

@@ -32,7 +32,7 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator import asks, tables
@@ -178,6 +178,11 @@ class Executions:
     def agents(self) -> list[str]:
         """The names of the agents; the first is asked when nobody says which."""
         return list(self._agents)
+
+    @property
+    def drafting_agent(self) -> Agent | None:
+        """Who drafts instructions: one that answers in words and was told to use no tools."""
+        return self._agents.get("openclaw")
 
     # ------------------------------------------------------------------------------------------ lifetime
 
@@ -489,6 +494,16 @@ class Executions:
         async with self._storage.reading() as session:
             return (await session.scalars(wanted.order_by(tables.Turn.number))).all()
 
+    async def turn_counts(self, ids: Sequence[str]) -> dict[str, int]:
+        """Return how many turns these have had."""
+        counted = (
+            select(tables.Turn.execution_id, func.count().label("many"))
+            .where(tables.Turn.execution_id.in_(ids))
+            .group_by(tables.Turn.execution_id)
+        )
+        async with self._storage.reading() as session:
+            return {one.execution_id: one.many for one in await session.execute(counted)}
+
     async def listed(
         self, state: State | None, limit: int, before: datetime | None
     ) -> Sequence[tables.Execution]:
@@ -686,6 +701,38 @@ async def list_executions(
     if before is not None and before.tzinfo is None:
         raise Problem(422, "invalid_request", "before needs its zone, such as 2026-11-24T18:00:00Z.")
     return [Shown.of(row) for row in await at_work(request).listed(state, limit, before)]
+
+
+class Session(BaseModel):
+    """A session of an agent: one task's. Its history is the turns of the execution of the same id."""
+
+    id: str
+    agent: str
+    title: str
+    state: State
+    began_at: datetime
+    turns: int
+
+
+@router.get("/api/agent/sessions")
+async def list_sessions(
+    request: Request, who: Asker, limit: Annotated[int, Query(ge=1, le=500)] = 100
+) -> list[Session]:
+    """List the agents' sessions, newest first; GET /api/executions/{id} has the history of one."""
+    executions = at_work(request)
+    rows = await executions.listed(None, limit, None)
+    counts = await executions.turn_counts([row.id for row in rows])
+    return [
+        Session(
+            id=row.id,
+            agent=row.agent,
+            title=" ".join(row.instruction.split())[:80],
+            state=State(row.state),
+            began_at=row.made_at,
+            turns=counts.get(row.id, 0),
+        )
+        for row in rows
+    ]
 
 
 @router.get("/api/executions/{execution_id}")

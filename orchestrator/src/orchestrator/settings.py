@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -272,6 +274,11 @@ class Settings(BaseSettings):
         description="the gateway's token; without one OpenClaw is not used",
         json_schema_extra={"ansible": ""},
     )
+    moshi_voice: str = Field(
+        default="moshiko",
+        description="the voice, for the records of calls",
+        json_schema_extra={"ansible": "moshi_voice"},
+    )
     orchestrator_docs: bool = Field(
         default=False,
         description="whether /docs describes the interface; off where strangers can read it",
@@ -309,11 +316,33 @@ def sentence_of(name: str, message: str, given: object) -> str:
     )
 
 
+OLD_PREFIX = "PERSONAPLEX_"
+OLD_NAMES = {
+    "PERSONAPLEX_TEXT_PROMPT": "is gone: Moshi takes no text prompt; the context is shown to the caller",
+    "PERSONAPLEX_CPU_OFFLOAD": "is gone: with little GPU memory, set MOSHI_QUANTIZATION to q8",
+    "PERSONAPLEX_VOICE": "is MOSHI_VOICE now, moshiko or moshika (moshi_voice)",
+    "PERSONAPLEX_VOICE_PROMPT": "is MOSHI_VOICE now, moshiko or moshika (moshi_voice)",
+    "PERSONAPLEX_MAX_FAILURES": "is MAX_MOSHI_FAILURES now (moshi_max_failures)",
+}
+
+
+def old_names(environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence for every setting of the older system, with its new name."""
+    return [
+        f"{name} {OLD_NAMES.get(name, f'is MOSHI_{name.removeprefix(OLD_PREFIX)} now, if there is one')}. "
+        "Mend: take the old name out and run site.yml again"
+        for name in sorted(environment)
+        if name.startswith(OLD_PREFIX)
+    ]
+
+
 def read_settings() -> Settings:
     """Read the environment.
 
     Raises SettingsError, with everything that is wrong in one line.
     """
+    if old := old_names(os.environ):
+        raise SettingsError("; ".join(old))
     try:
         return Settings()  # type: ignore[call-arg] # from the environment
     except ValidationError as error:
