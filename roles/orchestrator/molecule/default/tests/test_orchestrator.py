@@ -240,7 +240,8 @@ def test_the_agents_program_runs_as_its_own_user_in_a_sandbox(host):
     assert done.rc == 0, done.stderr + journal(host)
     made = json.loads(done.stdout)
     assert (made["state"], made["agent"]) == ("completed", "command"), made
-    assert made["result"] == "I was told: Clean up. (as hotline-agent)"
+    assert made["result"] == "Clean up."  # the program is `head -n 1`
+    assert host.file(f"/var/lib/hotline-agent/turns/{made['id']}/1/result.json").user == "hotline-agent"
     score = host.run("systemd-analyze security --offline=true --threshold=30 hotline-agent@.service")
     assert score.rc == 0, score.stdout[-300:]
     assert host.file("/etc/hotline/secrets/agent.env").mode == 0o600
