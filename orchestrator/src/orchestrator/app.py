@@ -11,18 +11,20 @@ from starlette.routing import Route
 
 from orchestrator import (
     __version__,
-    authorize,
+    calls,
     desk,
+    entrance,
     executions,
     health,
     instructions,
+    links,
     outbox,
     problems,
     prompts,
     questions,
     refusal,
 )
-from orchestrator.authorize import Doors, Ledger
+from orchestrator.authorize import Doors
 from orchestrator.edge import Edge
 from orchestrator.executions import Executions
 from orchestrator.health import Health
@@ -32,6 +34,8 @@ from orchestrator.questions import Questions
 from orchestrator.scopes import Keys
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage
+from orchestrator.switchboard import Switchboard
+from orchestrator.throttle import Throttle
 from orchestrator.tools import Door
 
 
@@ -40,10 +44,11 @@ class State(TypedDict):
 
     line: Line
     doors: Doors
-    ledger: Ledger
     health: Health
     storage: Storage
     keys: Keys
+    switchboard: Switchboard
+    throttle: Throttle
     questions: Questions
     outbox: Outbox
     executions: Executions | None
@@ -59,21 +64,25 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
         line = Line(settings, around)
         checks = Health(line)
         storage = Storage(settings.database_url.get_secret_value())
+        switchboard = Switchboard(line, storage)
+        await switchboard.start()
         try:
             async with desk.opened(settings, storage, door) as open_desk:
                 yield State(
                     line=line,
                     doors=Doors.of(settings),
-                    ledger=Ledger(),
                     health=checks,
                     storage=storage,
                     keys=Keys.of(settings),
+                    switchboard=switchboard,
+                    throttle=Throttle(),
                     questions=open_desk.questions,
                     outbox=open_desk.outbox,
                     executions=open_desk.executions,
                 )
         finally:
             await checks.stop()
+            await switchboard.stop()
             await storage.close()
 
     docs = settings.orchestrator_docs
@@ -86,7 +95,19 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
         openapi_url="/openapi.json" if docs else None,
         redirect_slashes=False,
     )
-    for module in (health, authorize, refusal, questions, outbox, executions, prompts, instructions):
+    routed = (
+        health,
+        entrance,
+        refusal,
+        links,
+        calls,
+        questions,
+        outbox,
+        executions,
+        prompts,
+        instructions,
+    )
+    for module in routed:
         app.include_router(module.router)
     app.router.routes.append(Route("/mcp", endpoint=door))
     problems.install(app)

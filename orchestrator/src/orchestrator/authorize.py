@@ -1,4 +1,4 @@
-"""May this caller speak, and to which engine? nginx asks before every upgrade (``auth_request``).
+"""From where may one call, and which engine is free? entrance.py asks this before every upgrade.
 
 Deciding is pure: `decide` goes from what is known to an answer. Between an answer and the moment at which the
 call shows in the kernel's table of sockets there is a gap of a few milliseconds; `Ledger` remembers the
@@ -11,26 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Request, Response
-
-from orchestrator.engines import Caller, Condition, Engine, SocketsUnreadableError
-from orchestrator.line import Line
-from orchestrator.problems import problem
-from orchestrator.refusal import MESSAGES, STATUS, Refusal
+from orchestrator.engines import Caller, Condition, Engine
+from orchestrator.refusal import Refusal
 from orchestrator.settings import DEFAULT_PORTS, Settings, host_of
 
 RESERVED_S = (
     2.0  # nginx connects to an engine on its own machine within milliseconds, or fails within one second
 )
 LOOK_AGAIN_S = 0.02
-
-log = logging.getLogger("orchestrator.authorize")
-router = APIRouter(include_in_schema=False)
 
 
 def origin_of(text: str) -> tuple[str, str, int] | None:
@@ -127,8 +119,10 @@ class Unclear:
 Decision = Granted | Refused | Unclear
 
 
-def decide(*, admitted: bool, engines: Sequence[Engine], seats: Mapping[int, Seat]) -> Decision:
-    """Decide about one caller.
+def decide(
+    *, admitted: bool, engines: Sequence[Engine], seats: Mapping[int, Seat], held: int = 0
+) -> Decision:
+    """Decide about one caller; ``held`` slots are kept for others who were called.
 
     Engines are filled evenly: the emptiest gets the call, among equals the one whose last call is longest
     ago.
@@ -137,7 +131,8 @@ def decide(*, admitted: bool, engines: Sequence[Engine], seats: Mapping[int, Sea
         return Refused(Refusal.NOT_ALLOWED)
     ready = [engine for engine in engines if engine.condition is Condition.READY]
     free = [engine for engine in ready if seats[engine.number].taken < engine.conversations]
-    if free:
+    spare = sum(engine.conversations - seats[engine.number].taken for engine in free)
+    if free and spare > held:
         best = min(free, key=lambda e: (seats[e.number].taken, seats[e.number].granted_at, e.number))
         return Granted(best.number)
     unclear = [
@@ -145,7 +140,7 @@ def decide(*, admitted: bool, engines: Sequence[Engine], seats: Mapping[int, Sea
         for engine in ready
         if len((seat := seats[engine.number]).callers) < engine.conversations and seat.reserved_until
     ]
-    if unclear:
+    if unclear and not free:
         return Unclear(min(unclear))
     if ready:
         return Refused(Refusal.LINE_FULL)
@@ -161,11 +156,15 @@ class Ledger:
     seats: dict[int, Seat] = field(default_factory=dict)
     answers: int = 0
 
-    def ask(self, *, admitted: bool, engines: Sequence[Engine], now: float) -> Decision:
-        """Decide about one caller at this moment, and remember the answer."""
+    def see(self, engines: Sequence[Engine], now: float) -> None:
+        """Compare the answers given with what the engines carry now."""
         for engine in engines:
             self.seats[engine.number] = self.seats.get(engine.number, Seat()).seen(engine.callers, now)
-        decision = decide(admitted=admitted, engines=engines, seats=self.seats)
+
+    def ask(self, *, admitted: bool, engines: Sequence[Engine], now: float, held: int = 0) -> Decision:
+        """Decide about one caller at this moment, and remember the answer."""
+        self.see(engines, now)
+        decision = decide(admitted=admitted, engines=engines, seats=self.seats, held=held)
         if isinstance(decision, Granted):
             self.answers += 1
             seat = self.seats[decision.engine]
@@ -181,6 +180,7 @@ async def answer(
     admitted: bool,
     look: Callable[[], Awaitable[Sequence[Engine]]],
     clock: Callable[[], float],
+    held: Callable[[], int] = lambda: 0,
 ) -> Granted | Refused:
     """Decide about one caller, and wait while it is unclear; at most RESERVED_S, however many others ask.
 
@@ -190,39 +190,9 @@ async def answer(
     while True:
         engines = await look()
         now = clock()
-        decision = ledger.ask(admitted=admitted, engines=engines, now=now)
+        decision = ledger.ask(admitted=admitted, engines=engines, now=now, held=held())
         if not isinstance(decision, Unclear):
             return decision
         if now >= last:
             return Refused(Refusal.LINE_FULL)
         await asyncio.sleep(max(0.001, min(LOOK_AGAIN_S, decision.until - now)))
-
-
-@router.get("/internal/authorize")
-async def authorize(request: Request) -> Response:
-    """Answer nginx: 204 with the engine's upstream and the call's id, or why not."""
-    line: Line = request.state.line
-    ledger: Ledger = request.state.ledger
-    doors: Doors = request.state.doors
-    origin = request.headers.get("origin")
-    facts = {"origin": origin, "caller": request.headers.get("x-real-ip")}
-    try:
-        files = await line.files_if_silent()
-        decision = await answer(
-            ledger,
-            admitted=doors.admit(origin),
-            look=lambda: line.look(files),
-            clock=line.surroundings.clock,
-        )
-    except SocketsUnreadableError as error:
-        log.error("the engines cannot be seen: %s", error)
-        decision = Refused(Refusal.LINE_DOWN)
-    if isinstance(decision, Granted):
-        call_id = line.surroundings.new_call_id()
-        log.info("a call is let in", extra=facts | {"call": call_id, "engine": f"moshi_{decision.engine}"})
-        return Response(
-            status_code=204, headers={"X-Engine": f"moshi_{decision.engine}", "X-Call-Id": call_id}
-        )
-    code = decision.refusal
-    log.info("a call is refused", extra=facts | {"refusal": code.value})
-    return problem(STATUS[code], MESSAGES[code], code=code.value, headers={"X-Refusal": code.value})

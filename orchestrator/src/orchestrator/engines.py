@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -89,6 +90,18 @@ def parse_sockets(table: str) -> list[Socket]:
     return sockets
 
 
+def rows_of(table: str, ports: Iterable[int]) -> str:
+    """Return the heading and the rows whose local port is one of ``ports``.
+
+    A line with a thousand pages open has thousands of rows; taking each apart would cost more than all else
+    that an answer needs.
+    """
+    wanted = "|".join(f"{port:04X}" for port in ports)
+    heading, _, rest = table.partition("\n")
+    found = re.findall(rf"^ *\d+: [0-9A-F]+:(?:{wanted}) .*$", rest, re.MULTILINE)
+    return "\n".join([heading, *found])
+
+
 def sockets_on(
     ports: Iterable[int], rows: Iterable[Socket], *, own_ports: frozenset[int] = frozenset()
 ) -> Sockets:
@@ -106,8 +119,8 @@ def sockets_on(
     return Sockets(frozenset(listening), {port: frozenset(found) for port, found in peers.items()})
 
 
-def read_sockets(proc_net: Path) -> list[Socket]:
-    """Read the kernel's tables below ``proc_net`` (``/proc/net``).
+def read_sockets(proc_net: Path, ports: Iterable[int]) -> list[Socket]:
+    """Read what the kernel's tables below ``proc_net`` (``/proc/net``) say about local ``ports``.
 
     Raises SocketsUnreadableError. A machine without IPv6 has no ``tcp6``; that is no error.
     """
@@ -115,7 +128,7 @@ def read_sockets(proc_net: Path) -> list[Socket]:
     for name in ("tcp", "tcp6"):
         path = proc_net / name
         try:
-            rows += parse_sockets(path.read_text(encoding="ascii", errors="replace"))
+            rows += parse_sockets(rows_of(path.read_text(encoding="ascii", errors="replace"), ports))
         except FileNotFoundError:
             if name == "tcp":
                 raise SocketsUnreadableError(
@@ -130,6 +143,15 @@ def read_sockets(proc_net: Path) -> list[Socket]:
     return rows
 
 
+class Measured(NamedTuple):
+    """What a duplex engine measured of one call."""
+
+    turnaround_ms: float
+    """Of the last frame: from its arrival to the answer's leaving."""
+    dropped: Mapping[str, int]
+    """Frames of audio that were lost since the call began, heard and said."""
+
+
 @dataclass(frozen=True)
 class Told:
     """What a duplex engine said about itself at ``/status``; ``silence`` is why it said nothing."""
@@ -141,6 +163,14 @@ class Told:
     calls: frozenset[str] = frozenset()
     """Ids of those it carries, with the broken ones that it keeps for their grace."""
     silence: str = ""
+    measured: Mapping[str, Measured] = field(default_factory=dict)
+    """By call."""
+
+
+def measured_in(call: Mapping[str, Any]) -> Measured:
+    """Read what ``/status`` says about one call."""
+    dropped = call.get("dropped") or {}
+    return Measured(float(call.get("turnaround_ms", 0.0)), {str(k): int(v) for k, v in dropped.items()})
 
 
 def told_in(status: Mapping[str, Any]) -> Told:
@@ -151,8 +181,9 @@ def told_in(status: Mapping[str, Any]) -> Told:
             draining=status["draining"] is True,
             slots=int(status["slots"]),
             calls=frozenset(str(call["id"]) for call in status["calls"]),
+            measured={str(call["id"]): measured_in(call) for call in status["calls"]},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"it is not duplex's /status: {type(error).__name__} {error}") from None
 
 

@@ -64,7 +64,9 @@ class Line:
         """
         ports = self.settings.engine_ports()
         sockets = sockets_on(
-            ports.values(), read_sockets(self.surroundings.proc_net), own_ports=frozenset(self.looking_in)
+            ports.values(),
+            read_sockets(self.surroundings.proc_net, ports.values()),
+            own_ports=frozenset(self.looking_in),
         )
         return [
             Engine(

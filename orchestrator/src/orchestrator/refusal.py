@@ -28,6 +28,9 @@ class Refusal(str, Enum):
     """Why a call is refused."""
 
     NOT_ALLOWED = "not_allowed"
+    LINK_NEEDED = "link_needed"
+    TICKET_INVALID = "ticket_invalid"
+    TOO_MANY_FAILURES = "too_many_failures"
     LINE_FULL = "line_full"
     LINE_DOWN = "line_down"
     STARTING = "starting"
@@ -38,12 +41,21 @@ MESSAGES = {
         "This line does not take calls from the page that you came from. "
         "Open the line's own address and call from there."
     ),
+    Refusal.LINK_NEEDED: "This line is opened by a link. Open the one that you were sent, or ask for one.",
+    Refusal.TICKET_INVALID: (
+        "This ticket does not open the line (any more): it is good once, for 30 seconds. "
+        "Load the page again, or ask for another."
+    ),
+    Refusal.TOO_MANY_FAILURES: "Too many wrong keys or links came from your address. Wait a minute.",
     Refusal.LINE_FULL: "The line is busy: somebody else is talking. Try again in a moment.",
     Refusal.LINE_DOWN: "The line is out of order. Whoever runs it finds the reason under /health.",
     Refusal.STARTING: "The line is starting: the voice is being loaded. Try again in a minute.",
 }
 STATUS = {
     Refusal.NOT_ALLOWED: 403,
+    Refusal.LINK_NEEDED: 403,
+    Refusal.TICKET_INVALID: 403,
+    Refusal.TOO_MANY_FAILURES: 403,
     Refusal.LINE_FULL: 503,
     Refusal.LINE_DOWN: 503,
     Refusal.STARTING: 503,
@@ -51,6 +63,9 @@ STATUS = {
 RETRY_AFTER_S = {Refusal.LINE_FULL: 10, Refusal.LINE_DOWN: 60, Refusal.STARTING: 15}
 CLOSE = {
     Refusal.NOT_ALLOWED: 1008,
+    Refusal.LINK_NEEDED: 1008,
+    Refusal.TICKET_INVALID: 1008,
+    Refusal.TOO_MANY_FAILURES: 1013,
     Refusal.LINE_FULL: 1013,
     Refusal.LINE_DOWN: 1013,
     Refusal.STARTING: 1013,

@@ -27,6 +27,7 @@ from orchestrator import tables
 from orchestrator.problems import Problem
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage, now
+from orchestrator.throttle import client_of
 
 KEY_CHARACTERS = 43
 """256 bits in base64url."""
@@ -155,7 +156,12 @@ def require(*scopes: Scope) -> Callable[..., Awaitable[Identity]]:
         if not request.state.doors.admit(request.headers.get("origin")):
             raise Problem(403, "not_allowed", FOREIGN)
         header = request.headers.get("authorization")
+        throttle, client = request.state.throttle, client_of(request.client.host if request.client else None)
+        if header is not None:
+            throttle.check_failures(client)
         identity = await identity_of(header, request.state.keys, request.state.storage)
+        if identity is None and header is not None:
+            throttle.failed(client)
         if identity is None and header is None and request.state.line.settings.line_access == "open":
             identity = Identity(Scope.CALLER)
             if Scope.CALLER not in scopes:

@@ -144,9 +144,9 @@ class Settings(BaseSettings):
         description="the public URL of the line, used in every link",
         json_schema_extra={"ansible": "line_url"},
     )
-    line_access: Literal["open"] = Field(
+    line_access: Literal["open", "links"] = Field(
         default="open",
-        description="who may speak: open, which is everybody who reaches the line",
+        description="who may speak: links, who was sent one; or open, everybody who reaches the line",
         json_schema_extra={"ansible": "line_access"},
     )
     line_names: Names = Field(
@@ -273,6 +273,20 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="the gateway's token; without one OpenClaw is not used",
         json_schema_extra={"ansible": ""},
+    transcript_retention_days: Annotated[int, Field(ge=0, le=3650)] = Field(
+        default=30,
+        description="days after which a call and what was said in it are forgotten; 0 keeps no words at all",
+        json_schema_extra={"ansible": "orchestrator_transcript_retention_days"},
+    )
+    queue_patience_s: Annotated[int, Field(ge=10, le=86400)] = Field(
+        default=1800,
+        description="seconds after which somebody who waits for a free conversation is sent away",
+        json_schema_extra={"ansible": "orchestrator_queue_patience_s"},
+    )
+    moshi_voice: str = Field(
+        default="moshiko",
+        description="the voice, for the records of calls",
+        json_schema_extra={"ansible": "moshi_voice"},
     )
     moshi_voice: str = Field(
         default="moshiko",

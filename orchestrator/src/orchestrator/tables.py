@@ -105,7 +105,7 @@ class Call(Table):
     through: Mapped[str]
     """How the caller came: page, ticket (a native client), bearer, or open (without having asked)."""
     state: Mapped[str] = mapped_column(index=True)
-    """waiting, called, talking or ended."""
+    """waiting, called, connecting, talking or ended (switchboard.State)."""
     priority: Mapped[int] = mapped_column(default=0)
     """Larger goes first."""
     asked_at: Mapped[datetime] = mapped_column(index=True)

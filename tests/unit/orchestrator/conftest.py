@@ -131,6 +131,15 @@ def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+OPERATOR, AGENT = "o" * 43, "a" * 43
+TOKENS = {"orchestrator_operator_token": OPERATOR, "orchestrator_agent_token": AGENT}
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header that carries a key."""
+    return {"Authorization": f"Bearer {key}"}
+
+
 def settings(**changed: Any) -> Settings:
     """Settings of a line on the CPU, with what a test changes."""
     return Settings(**{"moshi_url": "https://line.example.org:8998", "moshi_device": "cpu"} | changed)

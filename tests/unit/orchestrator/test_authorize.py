@@ -288,7 +288,7 @@ async def test_nginx_is_told_the_engine_and_the_call(make_app: Any, kernel: Kern
     async with asking(make_app()) as client:
         got = await client.get(
             "/internal/authorize",
-            headers={"Origin": "https://line.example.org:8998", "X-Original-URI": "/api/chat?ticket=secret"},
+            headers={"Origin": "https://line.example.org:8998", "X-Original-URI": "/api/chat?voice=x"},
         )
     assert (got.status_code, got.content) == (204, b"")
     assert (got.headers["X-Engine"], got.headers["X-Call-Id"]) == ("moshi_0", "call-1")

@@ -116,28 +116,30 @@ def test_the_table_of_the_kernel_that_runs_this_test() -> None:
     """No stand-in: a real socket, a real connection, the real /proc/net."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert sockets_on([port], read_sockets(Path("/proc/net"))).peers[port] == frozenset()
+        assert sockets_on([port], read_sockets(Path("/proc/net"), [port])).peers[port] == frozenset()
         with socket.create_connection(("127.0.0.1", port)) as caller:
-            seen = sockets_on([port], read_sockets(Path("/proc/net")))
+            seen = sockets_on([port], read_sockets(Path("/proc/net"), [port]))
             assert seen.listening == {port}
             assert seen.peers[port] == {Peer(*caller.getsockname())}
-    assert sockets_on([port], read_sockets(Path("/proc/net"))).listening == frozenset()
+    assert sockets_on([port], read_sockets(Path("/proc/net"), [port])).listening == frozenset()
 
 
 def test_a_machine_without_ipv6_has_no_tcp6(tmp_path: Path) -> None:
     (tmp_path / "tcp").write_text(TCP)
-    assert len(read_sockets(tmp_path)) == 6
+    ports = {row.port for row in parse_sockets(TCP)}
+    assert len(read_sockets(tmp_path, ports)) == 6
+    assert len(read_sockets(tmp_path, [8999])) == sum(r.port == 8999 for r in parse_sockets(TCP)) > 0
 
 
 def test_a_hidden_table_is_said_with_its_mend(tmp_path: Path) -> None:
     with pytest.raises(SocketsUnreadableError, match="must not set ProcSubset=pid"):
-        read_sockets(tmp_path)
+        read_sockets(tmp_path, [8999])
 
 
 def test_a_foreign_table_is_said(tmp_path: Path) -> None:
     (tmp_path / "tcp").write_text("something else")
     with pytest.raises(SocketsUnreadableError, match="heading"):
-        read_sockets(tmp_path)
+        read_sockets(tmp_path, [8999])
 
 
 # ------------------------------------------------------------------------ conditions

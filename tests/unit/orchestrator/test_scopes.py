@@ -14,9 +14,7 @@ from orchestrator.storage import Storage, now
 
 from orchestrator import tables
 
-from .conftest import asking, settings
-
-OPERATOR, AGENT = "o" * 43, "a" * 43
+from .conftest import AGENT, OPERATOR, TOKENS, asking, settings
 
 
 @pytest.fixture
@@ -24,8 +22,7 @@ def doors(surroundings: Surroundings, database_url: str) -> Any:
     """An application with one address per scope, and one for two of them."""
 
     def made(**changed: Any) -> Any:
-        tokens = {"orchestrator_operator_token": OPERATOR, "orchestrator_agent_token": AGENT}
-        app = create_app(settings(**{"database_url": database_url} | tokens | changed), surroundings)
+        app = create_app(settings(**{"database_url": database_url} | TOKENS | changed), surroundings)
         for path, scopes in {
             "/caller": [Scope.CALLER],
             "/agent": [Scope.AGENT],
