@@ -273,6 +273,7 @@ class Settings(BaseSettings):
         default=SecretStr(""),
         description="the gateway's token; without one OpenClaw is not used",
         json_schema_extra={"ansible": ""},
+    )
     transcript_retention_days: Annotated[int, Field(ge=0, le=3650)] = Field(
         default=30,
         description="days after which a call and what was said in it are forgotten; 0 keeps no words at all",

@@ -131,6 +131,15 @@ def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def a_database_for_whoever_names_none(
+    no_settings_of_this_machine: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An application that a test makes finds an SQLite database of its own."""
+    if "surroundings" in request.fixturenames or "notes" in request.fixturenames:
+        monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("sqlite_url"))
+
+
 OPERATOR, AGENT = "o" * 43, "a" * 43
 TOKENS = {"orchestrator_operator_token": OPERATOR, "orchestrator_agent_token": AGENT}
 
