@@ -15,6 +15,7 @@ from sqlalchemy import update
 
 from orchestrator import scopes, tables, tools
 from orchestrator.agents import agents_of
+from orchestrator.ending import end
 from orchestrator.executions import Executions
 from orchestrator.messages import Texts
 from orchestrator.outbox import Outbox, Quiet, Reminders, Rules
@@ -129,9 +130,7 @@ async def opened(settings: Settings, storage: Storage, door: tools.Door) -> Asyn
         try:
             yield Desk(questions, outbox, executions)
         finally:
-            for task in work:
-                task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
+            await end(work)
 
 
 @asynccontextmanager

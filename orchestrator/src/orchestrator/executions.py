@@ -38,6 +38,7 @@ from sqlalchemy.exc import IntegrityError
 from orchestrator import asks, tables
 from orchestrator.agents import Agent, AgentError, Turn
 from orchestrator.asks import Ask, how_to_ask, plain_or_none, read_output
+from orchestrator.ending import end
 from orchestrator.outbox import Event, Outbox
 from orchestrator.problems import Problem
 from orchestrator.questions import Questions, QuestionState
@@ -198,12 +199,9 @@ class Executions:
         try:
             yield
         finally:
-            waking.cancel()
             self._stopping = True
-            turns = [task for task, _ in self._running.values()]
-            for task in turns:
-                task.cancel()  # the agent goes on if it can; the next process asks for the same turn
-            await asyncio.gather(waking, *turns, return_exceptions=True)
+            # The agent goes on if it can; the next process asks for the same turn.
+            await end([waking, *(task for task, _ in self._running.values())])
             await asyncio.sleep(0)
             await asyncio.to_thread(DBOS.destroy)
             # DBOS lent the loop its threads.

@@ -31,6 +31,7 @@ import httpx
 
 from orchestrator import records
 from orchestrator.authorize import RESERVED_S, Granted, Ledger, Refused, answer
+from orchestrator.ending import end
 from orchestrator.engines import Caller, Condition, Engine, SocketsUnreadableError
 from orchestrator.events import Log
 from orchestrator.line import Line
@@ -186,7 +187,6 @@ class Switchboard:
         self.lengths: deque[float] = deque(maxlen=REMEMBERED)
         self._numbers = count(1)
         self._nudge = asyncio.Event()
-        self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self._http = httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(2.0))
 
@@ -231,18 +231,14 @@ class Switchboard:
 
     async def stop(self) -> None:
         """Stop looking; write down what is not written yet. Calls go on: engines talk without us."""
-        # Not by cancelling alone: Python 3.10 and 3.11 lose a cancellation that meets the end of a wait_for.
-        self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         for call in self.calls.values():
             call.log.close()
         await self.records.stop()
         await self._http.aclose()
 
     async def _watch(self) -> None:
-        while not self._stopping:
+        while True:
             self._nudge.clear()
             try:
                 await self.look()
@@ -254,7 +250,7 @@ class Switchboard:
                 await asyncio.wait_for(self._nudge.wait(), LOOK_S)
 
     async def _forget_old(self) -> None:
-        while not self._stopping:
+        while True:
             try:
                 days = self.settings.transcript_retention_days
                 if number := await records.forget_old(self.storage, days):
@@ -577,7 +573,7 @@ class Switchboard:
         """Follow the events of one engine, over its restarts and ours."""
         url = f"http://127.0.0.1:{self.settings.line_status_port + engine}/events"
         heard = (0.0, 0)
-        while not self._stopping:
+        while True:
             try:
                 # From the beginning: an engine that was started anew counts anew. What was heard is
                 # passed over.
