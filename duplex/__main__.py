@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -206,9 +208,12 @@ def build(options: argparse.Namespace, checkpoint: Checkpoint) -> Engine:
         kv_dtype = dtype
     if kv_dtype == torch.float8_e4m3fn and torch.cuda.get_device_capability() < (8, 9):
         raise UnsupportedModel("--kv-dtype fp8 needs an Ada, Hopper or newer card: leave it out")
-    moshi = load_moshi(checkpoint, device, dtype, options.random_q8)
-    mimi = load_mimi(checkpoint, device)
-    say(f"weights of {checkpoint.name} loaded ({time.process_time():.1f} s of processor time so far)")
+    # Beside each other: reading the large file waits for copies, making the codec's modules computes.
+    with ThreadPoolExecutor(1) as beside:
+        codec = beside.submit(load_mimi, checkpoint, device)
+        moshi = load_moshi(checkpoint, device, dtype, options.random_q8)
+        mimi = codec.result()
+    say(f"weights of {checkpoint.name} loaded after {age():.1f} s")
     context = options.context or moshi.shape.context
     if options.slots is None:
         slots = most_slots(moshi, mimi, context, kv_dtype, options.memory_gb, say) if on_gpu else 1
@@ -228,7 +233,12 @@ def build(options: argparse.Namespace, checkpoint: Checkpoint) -> Engine:
     if options.prefilled:
         fill(duplex)
     engine = Engine(duplex)
+    # What was made so far stays: nobody need look through it again, not while graphs are captured (torch may
+    # collect garbage at each) and not while people talk.
+    gc.collect()
+    gc.freeze()
     engine.prepare()
+    say(f"steps for {', '.join(map(str, engine.sizes))} conversations prepared after {age():.1f} s")
     return engine
 
 
@@ -243,6 +253,12 @@ def pieces_of(checkpoint: Checkpoint) -> Pieces:
     return lambda token: str(tokenizer.id_to_piece(token)) if token < size else ""
 
 
+def age() -> float:
+    """Return the seconds since this process began, imports included (/proc/self/stat, starttime)."""
+    began = int(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
+
+
 def say(line: str) -> None:
     """Print for the journal. Never what people talk about."""
     print(f"duplex: {line}", flush=True)
@@ -250,7 +266,7 @@ def say(line: str) -> None:
 
 async def serve(options: argparse.Namespace, ready: Callable[[], None]) -> int:
     """Run until told to stop; returns the exit status. ``ready`` is called when callers are taken."""
-    started = time.monotonic()
+    say(f"imports took {age():.1f} s")
     if options.random_weights or options.random_q8:
         checkpoint = random_checkpoint()
     else:
@@ -313,10 +329,7 @@ async def serve(options: argparse.Namespace, ready: Callable[[], None]) -> int:
             door.router.add_static("/", options.static)
         await listen(door, options.host, options.port)
         slots = server.conductor.engine.slots
-        say(
-            f"ready after {time.monotonic() - started:.1f} s: "
-            f"{slots} conversations on {options.host}:{options.port}"
-        )
+        say(f"ready after {age():.1f} s: {slots} conversations on {options.host}:{options.port}")
         ready()
         await server.over.wait()
     except UnsupportedModel as error:
@@ -353,7 +366,8 @@ def main(arguments: Sequence[str] | None = None, ready: Callable[[], None] = lam
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        traceback.print_exc()
+        if not isinstance(error, OSError):  # a file or a port: the error names it
+            traceback.print_exc()
         say(f"cannot go on: {type(error).__name__}: {error}")
         status = EXIT_BROKEN
     sys.stdout.flush()

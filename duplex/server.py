@@ -119,6 +119,8 @@ class Call:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while there is no socket."""
     wants_metadata: bool = False
+    resumed: bool = False
+    """Whether it broke and was taken up again."""
     paused: bool = False
     frames: int = 0
     dropped_in: int = 0
@@ -365,6 +367,7 @@ class Server:
         call.socket, call.broken_at, call.last_audio = ws, None, time.monotonic()
         call.answers.clear()
         call.wants_metadata = False
+        call.resumed = True
         self.metrics.resumed += 1
         self._event("resumed", {"call": call.id})
         return call
@@ -499,6 +502,7 @@ class Server:
                     "engine": "duplex",
                     "call": call.id,
                     "age_s": round(time.monotonic() - call.started, 1),
+                    "resumed": call.resumed,
                 },
             )
             hearing = call.hearing
