@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +14,8 @@ import pytest
 pytest.importorskip("caller.line")
 from duplex.bench import CALLERS_PER_PROCESS, compare, plot, summarise
 from duplex.metrics import Histogram, Metrics
+
+ROOT = Path(__file__).parents[2]
 
 
 def one(times: list[float], lost: int = 0, outcome: str = "ok") -> dict[str, Any]:
@@ -69,3 +76,30 @@ def test_histograms_count_up_to_their_bounds_and_metrics_say_what_was_late() -> 
     assert metrics.missed == 1
     metrics.refused["line_full"] += 2
     assert 'duplex_calls_refused_total{code="line_full"} 2' in metrics.text({})
+
+
+def test_the_whole_session_runs_with_tiny_weights_on_a_cpu(tiny: Path, tmp_path: Path) -> None:
+    """What makes docs/duplex.md's table on a card: the same commands, real callers, real engine."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.duplex_h100",
+            "--tiny",
+            str(tiny),
+            "--into",
+            str(tmp_path),
+            "bf16",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "NO_TORCH_COMPILE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "duplex-h100-bf16.json").read_text())
+    assert report["rows"][0]["conversations"] == 3
+    assert report["rows"][0]["frames"] > 50
+    assert report["run"].startswith("python -m duplex.bench --seconds 2 -n 3")
+    assert report["commit"]
