@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -161,3 +162,24 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
 def line_url(line: Line) -> str:
     """Where the browser tests open the page."""
     return line.url
+
+
+@contextlib.contextmanager
+def talking(line: Line, seconds: int = 60, callers: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """A caller who has the engine, ``callers`` of them altogether."""
+    caller = subprocess.Popen(
+        [sys.executable, "-m", "caller", line.url, "--ca", str(line.ca), "--random-weights",
+         "--seconds", str(seconds)],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 20
+        while len(line.run("ss -Htn state established 'sport = :8999'").splitlines()) < callers:
+            assert time.monotonic() < deadline, "the caller never reached the engine"
+            time.sleep(0.2)
+        yield caller
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            caller.send_signal(signal.SIGCONT)
+        caller.kill()
+        caller.wait()

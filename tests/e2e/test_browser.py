@@ -12,7 +12,7 @@ from tests.e2e.browser.driver import calling
 from tests.e2e.browser.test_call import *  # noqa: F403 - the same tests, on the real line
 from tests.e2e.browser.test_trouble import refusing
 
-from .conftest import Line
+from .conftest import Line, talking
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +31,17 @@ def kill_engine(line: Line) -> Callable[[], None]:
     return kill
 
 
-def test_a_second_caller_is_told_that_the_line_is_busy(browser: Browser, line_url: str) -> None:  # noqa: F811
-    with calling(browser, line_url) as first, calling(browser, line_url) as second:
+def test_a_caller_of_a_full_line_is_told_that_it_is_busy(
+    browser: Browser,  # noqa: F811
+    line: Line,
+    line_url: str,
+) -> None:
+    with (
+        talking(line),
+        talking(line, callers=2),
+        calling(browser, line_url) as first,
+        calling(browser, line_url) as second,
+    ):
         first.talk()
         second.press("Call Moshi")
         second.until_state("failed", 10)

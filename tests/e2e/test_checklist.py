@@ -21,9 +21,9 @@ def test_the_voice_server_listens_on_8999_on_loopback_alone(line: Line) -> None:
     assert "moshi" in line.run("ps -o user= -p $(systemctl show -p MainPID --value moshi@0)")
 
 
-def test_it_is_kyutais_own_server(line: Line) -> None:
+def test_it_runs_on_kyutais_own_package(line: Line) -> None:
     pid = line.run("systemctl show -p MainPID --value moshi@0").strip()
-    assert "/launch.py" in line.run(f"tr '\\0' ' ' </proc/{pid}/cmdline")
+    assert "/launch_duplex.py" in line.run(f"tr '\\0' ' ' </proc/{pid}/cmdline")
     asked = "import importlib.metadata as m; print(m.version('moshi'))"
     assert line.run(f'/opt/hotline/moshi/venv/bin/python -c "{asked}"').strip() == "0.2.13"
 

@@ -12,7 +12,7 @@ from .conftest import ROOT, Line
 def test_the_first_run_ends_with_the_link_and_how_long_each_part_took(line: Line) -> None:
     said = line.first.output
     assert "https://localhost:8998/" in said
-    assert "engine    moshi_server" in said
+    assert "engine    duplex" in said
     assert re.search(r"GPU\s+none", said)
     assert re.search(r"(?m)^moshi -+ [\d.]+s", said), "the recap names each role and its seconds"
 

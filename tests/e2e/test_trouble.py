@@ -7,14 +7,13 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
 import aiohttp
 import pytest
 
-from .conftest import ROOT, Line, throwaway
+from .conftest import Line, talking, throwaway
 
 
 @pytest.fixture(autouse=True)
@@ -26,29 +25,6 @@ def whole_again(line: Line) -> Iterator[None]:
     )
     line.await_health("ok")
     yield
-
-
-@contextlib.contextmanager
-def talking(line: Line, seconds: int = 60) -> Iterator[subprocess.Popen[bytes]]:
-    """A caller who has the engine."""
-    caller = subprocess.Popen(
-        [sys.executable, "-m", "caller", line.url, "--ca", str(line.ca), "--random-weights",
-         "--seconds", str(seconds)],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 20
-        while "ESTAB" not in line.run(
-            "ss -tn state established 'sport = :8999' | tail -n +2 | sed 's/^/ESTAB /'"
-        ):
-            assert time.monotonic() < deadline, "the caller never reached the engine"
-            time.sleep(0.2)
-        yield caller
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            caller.send_signal(signal.SIGCONT)
-        caller.kill()
-        caller.wait()
 
 
 async def chat(line: Line, *messages: bytes | str, wait_s: float = 10) -> tuple[list[bytes], int | None]:
@@ -80,21 +56,6 @@ def test_a_killed_engine_is_back_without_a_human(line: Line) -> None:
     assert line.run("systemctl show -p MainPID --value moshi@0").strip() not in ("0", before)
     status, report = line.speak()
     assert status == 0, report
-
-
-def test_a_second_caller_is_told_at_once_that_the_line_is_busy(line: Line) -> None:
-    with talking(line):
-        began = time.monotonic()
-        heard, code = asyncio.run(chat(line))
-        took = time.monotonic() - began
-        assert [m[:1] for m in heard] == [b"\x05"], heard
-        refusal = json.loads(heard[0][1:])
-        assert refusal["code"] == "line_full"
-        assert refusal["message"]
-        assert code == 1013
-        assert took < 5
-        assert line.speak()[0] == 4, "the synthetic caller's exit status for a busy line"
-    line.await_health("ok")
 
 
 def test_a_caller_that_vanishes_without_closing_frees_the_engine_within_15_s(line: Line) -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import aiohttp
@@ -19,6 +20,7 @@ from tests.roles.moshi_hub import Repository, running  # noqa: E402
 
 STATE = "/var/lib/hotline/moshi/0"
 UNIT = "moshi@0"
+DUPLEX = {"moshi_engine": "duplex"}
 
 
 def properties(host, *names):
@@ -275,6 +277,8 @@ def test_a_deliberate_stop_is_no_failure(fresh):
         ({"moshi_extra_args": ["--cpu-offload"]}, ["does not know --cpu-offload", "--no_fuse_lora"]),
         ({"moshi_extra_args": ["--cfg-coef", "much"]}, ["invalid float value: 'much'", "correct moshi_ext"]),
         ({"moshi_extra_args": ["--port=1", "--half"]}, ["--port (engine N listens on line_engine_port + N"]),
+        ({**DUPLEX, "moshi_extra_args": ["--slots=9"]}, ["--slots (set moshi_conversations)"]),
+        ({**DUPLEX, "moshi_extra_args": ["--cfg-coef", "2"]}, ["duplex does not know --cfg-coef"]),
         ({"moshi_voice": "moshikoto"}, ["value of moshi_voice must be one of: moshiko, moshika"]),
         ({"moshi_sampling": {"temperature": 1}}, ["temperature"]),
     ],
@@ -298,6 +302,35 @@ def test_extra_arguments_and_sampling_reach_the_server(host):
     assert config["lm_gen_config"] == {"temp": 0.5, "top_k_text": 5}
     assert talk(10)[0] > 0
     assert run_role(host).returncode == 0
+
+
+def test_duplex_is_one_variable_away_and_carries_several(host):
+    """The same unit, weights, breaker and sandbox; its own program and port, and callers at the same time."""
+    many = {**DUPLEX, "moshi_conversations": 2, "moshi_extra_args": ["--codec-workers", "1"]}
+    done = run_role(host, **many)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "Fetch and install the packages" not in done.stdout
+    assert "changed=0" in run_role(host, **many).stdout
+    assert host.socket("tcp://127.0.0.1:9299").is_listening
+    assert not host.socket("tcp://0.0.0.0:9299").is_listening
+    pid = properties(host, "MainPID")["MainPID"]
+    command = host.check_output("tr '\\0' ' ' </proc/%s/cmdline", pid)
+    assert "/launch_duplex.py --host 127.0.0.1 --port 8999" in command
+    assert "--slots 2 --kv-dtype bf16 --resume-grace 15" in command
+    with ThreadPoolExecutor(2) as pool:
+        assert all(heard > 0 for heard, _ in pool.map(talk, (15, 15)))
+    assert state(host, "phase.json")["phase"] == "ready"
+    comes_back(host, "kill -9 %s")
+    assert state(host, "last_failure.json")["signal"] == "SIGKILL"
+    assert talk(10)[0] > 0
+    scored = host.run(
+        "systemd-analyze security --offline=true --threshold=20 /etc/systemd/system/moshi@.service"
+    )
+    assert scored.rc == 0, scored.stdout[-400:]
+    assert run_role(host).returncode == 0
+    assert "/launch.py" in host.check_output(
+        "tr '\\0' ' ' </proc/%s/cmdline", properties(host, "MainPID")["MainPID"]
+    )
 
 
 def test_a_damaged_environment_and_damaged_weights_are_healed(host):
