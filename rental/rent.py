@@ -340,7 +340,7 @@ def write_inventory(path: Path, entry: Entry, node: Node, wanted: Wanted, ssh_op
     variables: dict[str, Any] = host_variables(node, ssh_options)
     variables |= lease_variables(node, wanted, entry.ends_at, entry.ends_itself)
     if wanted.engine != "moshi_server":
-        variables["moshi_engine"] = wanted.engine
+        variables |= {"moshi_engine": wanted.engine, "moshi_kv_dtype": wanted.kv}
     variables["moshi_quantization"] = wanted.quantization
     path.write_text(json.dumps({"line": {"hosts": {entry.line: variables}}}, indent=1) + "\n")
     path.chmod(0o600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,18 @@ def test_from_nothing_to_a_line(vast: Bench, vast_market: VastStandIn) -> None:
     assert vast.shop.ledger.entries() == [entry]
     assert entry.url == "https://127.0.0.1:41998"
     assert entry.ends_at == pytest.approx(entry.created + 7200)
+
+
+def test_the_line_gets_what_was_asked_for(vast: Bench) -> None:
+    wanted = replace(WANTED, engine="duplex", kv="fp8", quantization="q8", idle_minutes=30)
+    entry, _ = rent(vast.shop, "talk", wanted)
+    written = (vast.shop.ledger.folder / "nodes" / entry.label / "inventory.yml").read_text()
+    variables = json.loads(written)["line"]["hosts"]["talk"]
+    assert (variables["moshi_engine"], variables["moshi_kv_dtype"]) == ("duplex", "fp8")
+    assert variables["moshi_quantization"] == "q8"
+    assert "StrictHostKeyChecking=yes" in variables["ansible_ssh_common_args"]
+    assert (variables["lease_idle_minutes"], variables["lease_ends_at"]) == (30, int(entry.ends_at))
+    assert variables["lease_provider"] == "", "a VM has no key of its own"
 
 
 def test_what_it_costs_and_how_it_ends_is_said_before_anything_is_made(
