@@ -104,6 +104,11 @@ def answer_in(output: str, mark: str) -> str | None:
     return None
 
 
+def brace_in_greeting(output: str, mark: str) -> bool:
+    """Whether what a shell says before our answer would be read as JSON; anything else Ansible skips."""
+    return any(line.strip().startswith("{") for line in output.partition(mark)[0].splitlines())
+
+
 def ask(node: Node, known_hosts: Path, private: Path, remote: str, seconds: int = 30) -> str:
     """The one line that a command prints, past all greetings. NodeError, with the reason, if it does not."""
     nonce = secrets.token_hex(8)
@@ -113,6 +118,11 @@ def ask(node: Node, known_hosts: Path, private: Path, remote: str, seconds: int 
     said = answer_in(done.stdout, f"hotline-{nonce}")
     if said is None:
         raise NodeError(why_not(done.stderr, done.returncode, node.host))
+    if brace_in_greeting(done.stdout, f"hotline-{nonce}"):
+        raise NodeError(
+            f"{node.host} greets every command with a line that begins with a brace, which Ansible takes for its "
+            "own. Mend: choose an image whose shell is silent"
+        )
     return said
 
 

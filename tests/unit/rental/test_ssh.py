@@ -64,6 +64,11 @@ def test_the_answer_is_found_in_any_greeting(output: str, answer: str | None) ->
     assert ssh.answer_in(output, "hotline-abc") == answer
 
 
+def test_a_greeting_that_ansible_would_read_as_its_own_is_noticed() -> None:
+    assert ssh.brace_in_greeting("Welcome\n {not json\nhotline-abc 1\n", "hotline-abc")
+    assert not ssh.brace_in_greeting("[tmux] Welcome {x}\nhotline-abc {}\n{", "hotline-abc")
+
+
 @pytest.mark.parametrize(
     ("stderr", "status", "host", "told"),
     [
