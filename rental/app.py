@@ -105,7 +105,19 @@ def start(
             secrets |= {str(k): str(v) for k, v in given.items() if v}
         except (ValueError, AttributeError):
             raise typer.BadParameter("standard input holds no JSON object") from None
-    context.obj = Context(secrets, Clock(), Ledger(state_folder(secrets)))
+    context.obj = started(secrets)
+
+
+def started(secrets: Mapping[str, str]) -> Context:
+    """What every command starts from, with these keys and settings."""
+    return Context(secrets, Clock(), Ledger(state_folder(secrets)))
+
+
+def shared_by(context: typer.Context) -> Context:
+    """What `start` made; in another program's command, where `start` does not run, from the environment."""
+    if not isinstance(context.obj, Context):
+        context.obj = started(dict(os.environ))
+    return context.obj
 
 
 @contextlib.contextmanager
@@ -198,7 +210,7 @@ def offers(
 ) -> None:
     """What can be rented now, best first: cheapest that carries what you ask for."""
     with told():
-        shared: Context = context.obj
+        shared = shared_by(context)
         wanted = checked(
             Wanted(
                 price=max_price,
@@ -262,7 +274,7 @@ def rent_command(
 ) -> None:
     """Rent until one node speaks: create, wait, pin, site.yml, verify.yml. What fails is destroyed."""
     with told():
-        shared: Context = context.obj
+        shared = shared_by(context)
         wanted = checked(
             Wanted(
                 price=max_price,
@@ -337,7 +349,7 @@ def release(
 ) -> None:
     """Destroy a line's node and see that it is gone. Its disk goes with it."""
     with told():
-        shared: Context = context.obj
+        shared = shared_by(context)
         if bool(line) == everything:
             raise UseError("name a line, or --all. Mend: rental nodes shows them.")
         found, problems = survey(shared)
@@ -435,7 +447,7 @@ def nodes(
 ) -> None:
     """Every node of ours at every provider with a key, and what it costs. Nothing is changed."""
     with told():
-        shared: Context = context.obj
+        shared = shared_by(context)
         if provider or not (with_keys(shared.secrets) or shared.ledger.entries()):
             shared.provider(provider or NAMES[0])  # says which key is missing and where it is made
         found, problems = survey(shared, provider)
@@ -510,7 +522,7 @@ def keep_command(
 ) -> None:
     """Watch what runs: end it when its time is up or nobody calls, end the half made, tell what is gone."""
     with told():
-        shared: Context = context.obj
+        shared = shared_by(context)
         if not with_keys(shared.secrets):
             shared.provider(NAMES[0])
         told_before: dict[str, str] = {}

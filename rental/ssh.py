@@ -120,8 +120,8 @@ def ask(node: Node, known_hosts: Path, private: Path, remote: str, seconds: int 
         raise NodeError(why_not(done.stderr, done.returncode, node.host))
     if brace_in_greeting(done.stdout, f"hotline-{nonce}"):
         raise NodeError(
-            f"{node.host} greets every command with a line that begins with a brace, which Ansible takes for its "
-            "own. Mend: choose an image whose shell is silent"
+            f"{node.host} greets every command with a line that begins with a brace, which Ansible takes "
+            "for its own. Mend: choose an image whose shell is silent"
         )
     return said
 

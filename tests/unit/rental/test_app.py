@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from rental import app as command_line
@@ -312,12 +313,12 @@ def test_all_providers_with_a_key_are_looked_at(
     assert "hotline" not in nodes_table(found, 0).splitlines()[0]
 
 
-def test_it_can_be_mounted_into_another_command() -> None:
-    import typer
-
+@pytest.mark.parametrize("name", ["gpu", None])
+def test_it_can_be_mounted_into_another_command(name: str | None, environment: dict[str, str]) -> None:
     outer = typer.Typer()
-    outer.add_typer(app, name="gpu")
+    outer.add_typer(app, name=name)
     outer.command("other")(lambda: None)
-    shown = CliRunner().invoke(outer, ["gpu", "--help"])
-    assert shown.exit_code == 0
-    assert "release" in shown.output
+    words = [name, "nodes"] if name else ["nodes"]
+    shown = CliRunner().invoke(outer, words, env=environment)
+    assert shown.exit_code == 0, shown.output
+    assert "Nothing of ours runs" in shown.output
