@@ -289,11 +289,6 @@ class Settings(BaseSettings):
         description="the voice, for the records of calls",
         json_schema_extra={"ansible": "moshi_voice"},
     )
-    moshi_voice: str = Field(
-        default="moshiko",
-        description="the voice, for the records of calls",
-        json_schema_extra={"ansible": "moshi_voice"},
-    )
     orchestrator_docs: bool = Field(
         default=False,
         description="whether /docs describes the interface; off where strangers can read it",

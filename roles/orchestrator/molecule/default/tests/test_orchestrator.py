@@ -246,3 +246,36 @@ def test_the_agents_program_runs_as_its_own_user_in_a_sandbox(host):
     assert score.rc == 0, score.stdout[-300:]
     assert host.file("/etc/hotline/secrets/agent.env").mode == 0o600
     assert host.run("runuser -u hotline-agent -- cat /etc/hotline/secrets/orchestrator.env").rc != 0
+
+
+def test_the_operators_command_works_for_root_and_for_nobody_else(host):
+    made = host.run("hotline --json link --note molecule")
+    assert made.rc == 0, made.stderr
+    made = json.loads(made.stdout)
+    assert made["url"].startswith("https://localhost:18998/#t=")
+    assert made["id"] in host.check_output("hotline links")
+    assert host.run("hotline revoke %s", made["id"]).rc == 0
+    assert "revoked" in host.check_output("hotline links")
+    refused = host.run("setpriv --reuid=nobody --clear-groups hotline links")
+    assert refused.rc == 78
+    assert "root's alone" in refused.stderr
+
+
+def test_tokens_and_database_are_for_those_who_need_them(host):
+    secrets = host.file("/etc/hotline/secrets/orchestrator.env")
+    assert (secrets.user, secrets.mode) == ("root", 0o600)
+    database = host.file("/var/lib/hotline/orchestrator/hotline.db")
+    assert (database.user, database.mode & 0o007) == ("hotline", 0)
+    # Nothing of the operator's is open without a token.
+    assert ask(host, "/api/links")[0][0] == 401
+    assert ask(host, "/api/links", headers={"Authorization": "Bearer "})[0][0] == 401
+
+
+def test_what_it_remembers_outlives_a_kill(host):
+    made = json.loads(host.check_output("hotline --json link --note survives"))
+    host.check_output("systemctl kill --signal=KILL orchestrator")
+    for _ in range(100):
+        if host.run("hotline links").rc == 0:
+            break
+        time.sleep(0.1)
+    assert made["id"] in host.check_output("hotline links")
