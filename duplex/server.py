@@ -693,6 +693,25 @@ class Server:
     async def _status(self, request: web.Request) -> web.Response:
         return web.json_response(self.status())
 
+    async def _hang_up(self, request: web.Request) -> web.Response:
+        """End a call from outside. 404 when it is over already."""
+        call = self.calls.get(request.match_info["id"])
+        if call is None or call.ended:
+            return web.json_response({"code": "call_unknown"}, status=404)
+        try:
+            given = await request.json() if request.can_read_body else {}
+            reason = str(given.get("reason", "operator"))
+        except (ValueError, AttributeError):
+            return web.json_response({"code": "bad_request"}, status=400)
+        known = {
+            "operator": "Whoever runs this line has ended the call.",
+            "revoked": "The link that opened this call was taken back.",
+            "hung_up": "The call was hung up.",
+        }
+        code = reason if reason in known else "operator"
+        self._dismiss(call, code, known[code], NOT_ALLOWED)
+        return web.json_response({"id": call.id, "reason": code}, status=202)
+
     async def _metrics(self, request: web.Request) -> web.Response:
         status = self.status()
         gauges = {
@@ -763,6 +782,7 @@ class Server:
             ("/metrics", self._metrics), ("/events", self._stream),
         ):  # fmt: skip
             app.router.add_get(path, handler)
+        app.router.add_post("/calls/{id}/end", self._hang_up)
         return app
 
 

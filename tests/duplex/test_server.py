@@ -331,6 +331,32 @@ async def test_silence_on_the_wire_ends_a_call() -> None:
         await eventually(lambda: not here.server.calls)
 
 
+async def end(here: Line, call: str, **body: Any) -> int:
+    async with here.session.post(f"{here.status}/calls/{call}/end", **body) as answer:
+        return answer.status
+
+
+async def test_a_call_can_be_ended_from_outside_and_is_told_why() -> None:
+    async with line(Echo) as here, here.call(headers={"X-Call-Id": "x"}) as ws:
+        await until(ws, 0)
+        assert await end(here, "x", json={"reason": "revoked"}) == 202
+        assert await refusal(ws) == ("revoked", 1008)
+        await eventually(lambda: not here.server.calls)
+        assert here.server.conductor.engine.taken == set()
+        assert await end(here, "x") == 404  # it is over
+
+
+async def test_a_call_in_its_grace_can_be_ended_too() -> None:
+    async with line(Echo, resume_grace=60) as here:
+        async with here.call(headers={"X-Call-Id": "x"}) as ws:
+            await until(ws, 0)
+            ws._response.connection.transport.abort()  # type: ignore[union-attr]
+        await eventually(lambda: here.server.calls["x"].broken_at is not None)
+        assert await end(here, "x", data=b"{nonsense") == 400
+        assert await end(here, "x") == 202
+        await eventually(lambda: not here.server.calls)
+
+
 async def test_a_call_has_a_longest_length() -> None:
     async with line(Echo, max_call_seconds=0.5) as here, here.call() as ws:
         await until(ws, 0)
