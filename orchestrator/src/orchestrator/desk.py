@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import update
-
-from orchestrator import scopes, tables, tools
+from orchestrator import links, tools
 from orchestrator.agents import agents_of
 from orchestrator.ending import end
 from orchestrator.executions import Executions
@@ -50,7 +47,7 @@ class MessageLinks:
     async def mint(
         self,
         *,
-        purpose: str,
+        purpose: links.Purpose,
         question_id: str | None,
         execution_id: str | None,
         uses: int,
@@ -58,30 +55,21 @@ class MessageLinks:
         note: str,
     ) -> tuple[str, str]:
         """Make a link; return its id and its URL."""
-        token = scopes.new_key()
-        made = tables.Link(
-            id=str(uuid.uuid4()),
-            token_hash=scopes.hash_of(token),
+        left = (expires_at - now()).total_seconds()
+        wish = links.Wish(
             purpose=purpose,
             question_id=question_id,
             execution_id=execution_id,
-            note=note,
-            made_by="agent",
-            made_at=now(),
-            expires_at=expires_at,
             uses=uses,
-            uses_left=uses,
+            expires_in_s=max(60, min(int(left), 366 * 86400)),
+            note=note,
         )
-        async with self._storage.writing() as session:
-            session.add(made)
-        return made.id, f"{self._line}/#t={token}"
+        made = await links.mint(self._storage, self._line, wish, "agent")
+        return made.id, made.url
 
     async def revoke(self, link_id: str) -> None:
         """Take a link back."""
-        async with self._storage.writing() as session:
-            await session.execute(
-                update(tables.Link).where(tables.Link.id == link_id).values(revoked_at=now())
-            )
+        await links.revoke(self._storage, link_id)
 
 
 def rules_of(settings: Settings) -> Rules:

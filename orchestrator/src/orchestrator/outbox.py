@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, time, timedelta, tzinfo
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel
@@ -50,6 +50,9 @@ log = logging.getLogger("orchestrator.outbox")
 router = APIRouter(tags=["notifications"])
 
 
+Purpose = Literal["talk", "answer", "view"]
+
+
 class TooManyError(Exception):
     """An agent has sent MESSAGES_AN_HOUR messages within an hour."""
 
@@ -60,7 +63,7 @@ class Links(Protocol):
     async def mint(
         self,
         *,
-        purpose: str,
+        purpose: Purpose,
         question_id: str | None,
         execution_id: str | None,
         uses: int,

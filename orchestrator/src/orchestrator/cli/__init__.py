@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import calls, links, node
+from orchestrator.cli import asking, calls, links, node
 from orchestrator.cli.line import Line, through_ssh
 
-GROUPS = (node, links, calls)
+GROUPS = (node, links, calls, asking)
 
 app = typer.Typer(
     name="hotline",
