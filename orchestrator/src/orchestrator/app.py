@@ -67,7 +67,7 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
         switchboard = Switchboard(line, storage)
         await switchboard.start()
         try:
-            async with desk.opened(settings, storage, door) as open_desk:
+            async with desk.opened(settings, storage, door, checks) as open_desk:
                 yield State(
                     line=line,
                     doors=Doors.of(settings),

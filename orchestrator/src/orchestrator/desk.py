@@ -14,12 +14,14 @@ from orchestrator import links, tools
 from orchestrator.agents import agents_of
 from orchestrator.ending import end
 from orchestrator.executions import Executions
+from orchestrator.health import Health
 from orchestrator.messages import Texts
 from orchestrator.outbox import Outbox, Quiet, Reminders, Rules
 from orchestrator.questions import Questions
 from orchestrator.senders import senders_of
 from orchestrator.settings import Settings
 from orchestrator.storage import Storage, now
+from orchestrator.watch import LOOK_S, Watch
 
 EXPIRE_S = 5.0
 """How often questions are looked at whose deadline has passed."""
@@ -97,7 +99,9 @@ async def again_and_again(work: Callable[[], Awaitable[object]], every_s: float)
 
 
 @asynccontextmanager
-async def opened(settings: Settings, storage: Storage, door: tools.Door) -> AsyncIterator[Desk]:
+async def opened(
+    settings: Settings, storage: Storage, door: tools.Door, health: Health
+) -> AsyncIterator[Desk]:
     """Open the desk of one line."""
     outbox = Outbox(
         storage,
@@ -114,6 +118,7 @@ async def opened(settings: Settings, storage: Storage, door: tools.Door) -> Asyn
         work = [
             asyncio.create_task(outbox.run()),
             asyncio.create_task(again_and_again(questions.expire, EXPIRE_S)),
+            asyncio.create_task(again_and_again(Watch(settings, health, outbox).look, LOOK_S)),
         ]
         try:
             yield Desk(questions, outbox, executions)

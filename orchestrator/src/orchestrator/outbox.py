@@ -151,9 +151,9 @@ class Event:
         return cls(f"message:{said}:{moment:%Y%m%d%H}", "message", facts)
 
     @classmethod
-    def trouble(cls, what: str, since: datetime, title: str, detail: str) -> Event:
-        """The line is in trouble since then."""
-        return cls(f"trouble:{what}:{since:%Y%m%dT%H%M%S}", "trouble", {"title": title, "detail": detail})
+    def trouble(cls, what: str, moment: datetime, title: str, detail: str) -> Event:
+        """The line is in trouble. The same trouble is the same event for the day."""
+        return cls(f"trouble:{what}:{moment:%Y%m%d}", "trouble", {"title": title, "detail": detail})
 
     @classmethod
     def ended(cls, execution_id: str, state: str, facts: dict[str, Any]) -> Event:
