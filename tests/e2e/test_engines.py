@@ -56,7 +56,7 @@ def answers(line: Line) -> None:
 def test_two_callers_talk_at_the_same_time(line: Line) -> None:
     freed(line)
     with ThreadPoolExecutor(2) as pool:
-        calls = list(pool.map(lambda _: line.speak(None, "--limit-lost", "50"), range(2)))
+        calls = list(pool.map(lambda _: line.speak(), range(2)))
     assert [code for code, _ in calls] == [0, 0], calls
     assert all(report["text_pieces"] > 0 for _, report in calls)
 
