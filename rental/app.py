@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,9 @@ from rental.lines import groups, host_variables
 from rental.market import Node, Wanted, choose, explain, line_of, offers_table, table
 from rental.providers import NAMES, Provider, open_provider, with_keys
 from rental.rent import Patience, Shop, check_line, end, rent, run_playbook
+from rental.vast import LINE_PORT
+
+SETTINGS_FILE = "/etc/hotline/hotline.env"  # role `line` writes it
 
 # No traceback of ours shows local variables: a key is among them.
 app = typer.Typer(
@@ -303,25 +307,34 @@ def rent_command(
 def summary(shop: Shop, entry: Entry, node: Node) -> str:
     """Link, price, and how to stop paying."""
     folder = shop.ledger.folder / "nodes" / entry.label
-    text = f"\nLine '{entry.line}' speaks.\n\n  link         {entry.url}/\n"
-    try:
-        settings = ssh.ask(
-            node,
-            folder / "known_hosts",
-            shop.key.private,
-            "sed -n 's/^LINE_ACCESS=//p;s/^LINE_PORT=//p' /etc/hotline/hotline.env | tr '\\n' ' '",
+    reach = [*ssh.options(folder / "known_hosts", shop.key.private), "-p", str(node.port)]
+    there = f"{node.user}@{node.host}"
+
+    def asked(remote: str) -> str:
+        try:
+            return ssh.ask(node, folder / "known_hosts", shop.key.private, remote)
+        except NodeError:
+            return ""
+
+    settings = dict(
+        word.partition("=")[::2]
+        for word in asked(
+            f"grep -E '^LINE_(ACCESS|PORT)=' {SETTINGS_FILE} | tr -d \"\\\"'\" | tr '\\n' ' '"
         ).split()
-    except NodeError:
-        settings = []
-    if "open" in settings:
-        port = next((word.strip("'\"") for word in settings if word.strip("'\"").isdigit()), "8998")
-        reach = " ".join(ssh.options(folder / "known_hosts", shop.key.private))
-        text += (
-            "               everybody may call (line_access: open), so it listens on loopback only. From "
-            "here:\n"
-            f"               ssh {reach} -p {node.port} -N -L {port}:127.0.0.1:{port} "
-            f"{node.user}@{node.host}\n"
-            f"               and open https://localhost:{port}/\n"
+    )
+    port = settings.get("LINE_PORT", str(LINE_PORT))
+    if settings.get("LINE_ACCESS") == "links":
+        made = asked("hotline link --no-qr 2>/dev/null | head -n 1")
+        link = (
+            made
+            if made.startswith("http")
+            else f"make one: {shlex.join(['ssh', *reach, there, 'hotline link'])}"
+        )
+    else:
+        tunnel = shlex.join(["ssh", *reach, "-N", "-L", f"{port}:127.0.0.1:{port}", there])
+        link = (
+            f"{entry.url}/ is closed: everybody may call (line_access: open), so nginx listens on loopback.\n"
+            f"               From here:  {tunnel}\n               and open https://localhost:{port}/"
         )
     ends = keeping.remaining(entry, shop.clock.there())
     who = (
@@ -329,13 +342,14 @@ def summary(shop: Shop, entry: Entry, node: Node) -> str:
         if entry.ends_itself
         else "by `python -m rental keep` on this machine: start it now and leave it running"
     )
-    text += (
+    return (
+        f"\nLine '{entry.line}' speaks.\n\n"
+        f"  link         {link}\n"
         f"  price        ${node.price:.3f} an hour, ${node.price * 24:.2f} a day\n"
         f"  ends         {ends}{f', {who}' if ends != 'when released' else ''}\n"
         f"  inventory    {folder / 'inventory.yml'}\n"
         f"  stop paying  python -m rental release {entry.line}"
     )
-    return text
 
 
 @app.command()

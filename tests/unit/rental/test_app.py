@@ -15,8 +15,10 @@ import typer
 from typer.testing import CliRunner
 
 from rental import app as command_line
+from rental import ssh
 from rental.api import Clock
 from rental.app import Context, app, look_after, nodes_table, survey
+from rental.errors import NodeError
 from rental.ledger import Entry, Ledger
 from tests.providers.runpod import RunPodStandIn
 from tests.providers.vast import VastStandIn, offer
@@ -311,6 +313,40 @@ def test_all_providers_with_a_key_are_looked_at(
     assert {f.provider for f in found} == {"vast", "runpod"}
     assert problems == []
     assert "hotline" not in nodes_table(found, 0).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("node_says", "link"),
+    [
+        ({"grep": "LINE_ACCESS=open LINE_PORT=8998"}, "-N -L 8998:127.0.0.1:8998 root@127.0.0.1"),
+        (
+            {"grep": "LINE_ACCESS=links LINE_PORT=8998", "hotline": "https://l:41998/#t=abc"},
+            "https://l:41998/#t=abc",
+        ),
+        ({"grep": "LINE_ACCESS=links LINE_PORT=8998", "hotline": ""}, "hotline link'"),
+        ({}, "-L 8998:127.0.0.1:8998"),
+    ],
+)
+def test_in_the_end_link_price_and_how_to_stop_paying(
+    kept: Context,
+    vast_market: VastStandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    node_says: dict[str, str],
+    link: str,
+) -> None:
+    def ask(_node: object, _hosts: object, _key: object, remote: str, seconds: int = 30) -> str:
+        if (word := remote.split(maxsplit=1)[0]) in node_says:
+            return node_says[word]
+        raise NodeError("no")
+
+    monkeypatch.setattr(ssh, "ask", ask)
+    entry = entry_of(vast_market, ends_at=kept.clock.now() + 7200, url="https://127.0.0.1:41998")
+    shop = kept.shop(kept.provider("vast"))
+    told = command_line.summary(shop, entry, shop.provider.nodes()[0])
+    assert link in told
+    assert "$0.400 an hour, $9.60 a day" in told
+    assert "in 2.0 h, by `python -m rental keep`" in told
+    assert "python -m rental release talk" in told
 
 
 @pytest.mark.parametrize("name", ["gpu", None])
