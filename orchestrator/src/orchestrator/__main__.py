@@ -83,9 +83,20 @@ def bound(port: int) -> socket.socket:
     return listener
 
 
+class Server(uvicorn.Server):
+    """One that ends streams of events when it is told to stop: they would hold it up until they are cut."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let whoever follows events go, then stop as usual. Pages come back by themselves."""
+        goodbye = getattr(self.config.app.state, "goodbye", None)  # type: ignore[union-attr]
+        if goodbye is not None:
+            goodbye()
+        await super().shutdown(sockets)
+
+
 def server_of(app: FastAPI) -> uvicorn.Server:
     """Return the server of one application, ready to run."""
-    return uvicorn.Server(
+    return Server(
         uvicorn.Config(
             app,
             http="h11",

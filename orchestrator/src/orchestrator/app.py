@@ -60,12 +60,13 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
     door = Door()
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(made: FastAPI) -> AsyncIterator[State]:
         line = Line(settings, around)
         checks = Health(line)
         storage = Storage(settings.database_url.get_secret_value())
         switchboard = Switchboard(line, storage)
         await switchboard.start()
+        made.state.goodbye = switchboard.say_goodbye
         try:
             async with desk.opened(settings, storage, door, checks) as open_desk:
                 yield State(

@@ -232,10 +232,14 @@ class Switchboard:
     async def stop(self) -> None:
         """Stop looking; write down what is not written yet. Calls go on: engines talk without us."""
         await end(self._tasks)
-        for call in self.calls.values():
-            call.log.close()
+        self.say_goodbye()
         await self.records.stop()
         await self._http.aclose()
+
+    def say_goodbye(self) -> None:
+        """End the streams of all calls; their pages come back to the next process."""
+        for call in self.calls.values():
+            call.log.close()
 
     async def _watch(self) -> None:
         while True:

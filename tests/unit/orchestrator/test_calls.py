@@ -459,6 +459,18 @@ async def test_the_events_of_a_call_are_streamed_and_replayed(closed: Any) -> No
         assert "event: ended" in again.text
 
 
+async def test_whoever_follows_events_is_let_go_before_the_end(closed: Any) -> None:
+    """Otherwise uvicorn would wait five seconds for the stream, and then cut it off with an error."""
+    async with asking(closed) as client:
+        key = await a_key(client)
+        call = (await client.post("/api/calls", headers=bearer(key))).json()
+        follows = asyncio.create_task(client.get(f"/api/calls/{call['id']}/events", headers=bearer(key)))
+        await asyncio.sleep(0.1)
+        assert not follows.done()
+        closed.state.goodbye()
+        assert "event: waiting" in (await asyncio.wait_for(follows, 5)).text
+
+
 async def test_the_interface_is_described_to_the_operator_only(closed: Any) -> None:
     async with asking(closed) as client:
         assert (await client.get("/api/openapi.json")).status_code == 401
