@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 
@@ -78,8 +80,44 @@ async def on_problem(request: Request, error: Exception) -> Response:
     return problem(error.status, str(error), code=error.code, headers=error.headers)
 
 
+class ProblemDocument(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = Field(description="a sentence for people")
+    code: str = Field(description="by which programs tell errors apart")
+
+
+def describe(app: FastAPI) -> None:
+    """Have the OpenAPI description say that every error is a problem document."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            described = plain()
+            schemas = described.setdefault("components", {}).setdefault("schemas", {})
+            schemas["ProblemDocument"] = ProblemDocument.model_json_schema()
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            reference = {"$ref": "#/components/schemas/ProblemDocument"}
+            error = {
+                "description": "An error, as a problem document",
+                "content": {"application/problem+json": {"schema": reference}},
+            }
+            for operations in described["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+                    operation["responses"]["default"] = error
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI's documentation has it
+
+
 def install(app: FastAPI) -> None:
     """Have the application answer every error this way."""
+    describe(app)
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
