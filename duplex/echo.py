@@ -49,7 +49,7 @@ class Resampler:
     """24 kHz to 16 kHz, block by block without a seam: a polyphase FIR filter, flat to 0.5 dB up to 6.8
     kHz, 70 dB down from 8.4 kHz, 1.3 ms late.
 
-    Eight lines of numpy and 40 µs a frame; soxr would do as well and be one more dependency, under the LGPL.
+    A few lines of numpy and 70 µs a frame; soxr would do as well and be one more dependency, under the LGPL.
     """
 
     def __init__(self) -> None:

@@ -217,7 +217,6 @@ class Pending:
     def __init__(self) -> None:
         self._whole: deque[Job] = deque()
         self._parts: dict[int, Job] = {}
-        self._owed = 0.0
         self._rested = 0.0
 
     def put(self, job: Job) -> None:
@@ -597,7 +596,7 @@ class Worker:
                         other.rest()
             elif caller is None:
                 return
-            elif kind == HEAR and not caller.finished:
+            elif kind == HEAR:
                 caller.hear(STAMP.unpack_from(data)[0], sound_of(data[STAMP.size :]))
             elif kind == SAY:
                 caller.say(sound_of(data) if data else None)

@@ -434,6 +434,7 @@ async def test_the_status_port_tells_what_goes_on() -> None:
         for message in opus(5):
             await ws.send_bytes(message)
             await until(ws, 1)
+        await eventually(lambda: sum(here.server.metrics.turnaround_ms.counts) == 5)
         assert await here.get("/health") == (200, '{"status": "ok"}')
         assert (await here.get("/ready"))[0] == 200
         status = json.loads((await here.get("/status"))[1])

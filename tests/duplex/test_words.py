@@ -734,3 +734,14 @@ def test_a_transcriber_that_is_not_there_is_said_at_once(
         command.main(["--transcribe", "moonshine"])
     assert ended.value.code == 2
     assert "needs the package moonshine-voice" in capsys.readouterr().err
+
+
+async def test_who_reads_the_events_late_gets_those_that_are_kept() -> None:
+    async with shop() as here:
+        for number in range(5):
+            here.server._event("transcript", {"call": "x", "text": str(number)})
+        for after, first in ((2, 3), (0, 1), (-7, 1)):
+            address = f"{here.status}/events?after={after}"
+            async with here.session.get(address) as events:
+                line = await asyncio.wait_for(events.content.readline(), 5)
+                assert line == f"id: {first}\n".encode()

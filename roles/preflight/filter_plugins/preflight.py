@@ -38,8 +38,7 @@ ENVIRONMENT_MB = {"cuda": 8_000, "cpu": 2_000}
 RESERVE_MB = 1_000  # logs, packages, caches: what a file system needs to stay usable
 # Main memory as the kernel counts it, in MiB; a machine sold with 8 GB shows about 7,600.
 MEMORY_MIB = {"cuda": 7_000, "tiny": 1_400, "cpu": 20_000}
-# CPU cores for the words of a caller who talks without a pause (docs/words.md); the part of all that words
-# get.
+# CPU cores that a talking caller's words take (docs/words.md); the part of all that words get.
 TALKING_CORES = 0.25
 SHARE_FOR_WORDS = 0.75
 SKEW_S = 120.0
