@@ -517,6 +517,7 @@ async def serve(options: argparse.Namespace) -> None:
         ports.append(runner.addresses[0][1])
     while transcriber is not None and transcriber.status()["workers"] < options.workers:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
+    await asyncio.sleep(3)  # for the processes of the codec, which say nothing when they are there
     print(*ports, flush=True)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.over.set)
     await server.over.wait()
@@ -545,13 +546,17 @@ def answered_by(message: bytes) -> int:
     return int.from_bytes(message[page + 6 : page + 14], "little") // 3840
 
 
-async def talk(session: Any, url: str, voice: str, first: int, seconds: float) -> Talked:
-    """Say one sentence after another in real time; note when answers and finished lines come."""
+def prepared(voice: str, first: int, seconds: float) -> tuple[list[bytes], list[Part]]:
+    """Return what a caller says: a message per frame, and where sentences are that end in time."""
     texts = sentences()
     count = max(3, int(seconds / 3))
     sound, parts = spoken([texts[(first + i) % len(texts)] for i in range(count)], voice, 1.2)
     pages = opus(sound)[: int(seconds / 0.08)]
-    parts = [part for part in parts if part.end / RATE < seconds - 2.5]
+    return pages, [part for part in parts if part.end / RATE < seconds - 2.5]
+
+
+async def talk(session: Any, url: str, pages: list[bytes], parts: list[Part]) -> Talked:
+    """Say one sentence after another in real time; note when answers and finished lines come."""
     lines: list[tuple[float, dict[str, Any]]] = []
     sent_at: list[float] = []
     turnarounds: list[float] = []
@@ -601,11 +606,12 @@ async def talk_together(url: str, calls: int, seconds: float) -> list[Talked]:
     """Hold calls at the same time, out of step."""
     import aiohttp  # noqa: PLC0415
 
+    speeches = [prepared(VOICES[number_ % 3], number_ * 13, seconds) for number_ in range(calls)]
     async with aiohttp.ClientSession() as session:
 
         async def one(number_: int) -> Talked:
             await asyncio.sleep(number_ * 2.9 % 3.1)
-            return await talk(session, url, VOICES[number_ % 3], number_ * 13, seconds)
+            return await talk(session, url, *speeches[number_])
 
         return list(await asyncio.gather(*(one(number_) for number_ in range(calls))))
 
@@ -640,7 +646,11 @@ def run_load(transcribe: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.words", "serve", "--transcribe", transcribe]
     command += ["-n", str(options.calls), "--workers", str(options.workers)]
     if options.first_in_line:
-        os.setpriority(os.PRIO_PROCESS, 0, -15)  # inherited; workers step back from there as from anywhere
+        # Of the whole session, where the kernel groups by session (sched(7)), and of its processes; workers
+        # step back from there as from anywhere.
+        with contextlib.suppress(FileNotFoundError):
+            Path("/proc/self/autogroup").write_text("-15")
+        os.setpriority(os.PRIO_PROCESS, 0, -15)
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as server:
         try:
             assert server.stdout is not None

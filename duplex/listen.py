@@ -62,6 +62,8 @@ TEXT, TURN_TEXT = 1000, 4000
 SPOKEN_MS = 15_000
 """For how long Moshi's words are compared with what is heard."""
 SKEW_FRAMES = 25
+LATE_S, LATE_REST_S = 0.2, 3.0
+"""A finished line that waited longer than the first lets unfinished ones wait for the second."""
 REST_S = 1.0
 """Seconds without any sound after which a line and a turn end."""
 OPEN_ENDED = {"and", "but", "or", "so", "because", "the", "a", "an", "to", "of", "with", "um", "uh", "well"}
@@ -234,7 +236,10 @@ class Pending:
     def get(self, now: float) -> Job | None:
         """Return what is to be done next, if anything."""
         if self._whole:
-            return self._whole.popleft()
+            job = self._whole.popleft()
+            if now - job.asked > LATE_S:
+                self._rested = max(self._rested, now + LATE_REST_S)
+            return job
         if self._parts and now >= self._rested:
             return self._parts.pop(next(iter(self._parts)))
         return None

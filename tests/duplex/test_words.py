@@ -215,16 +215,17 @@ def test_finished_lines_go_first_and_unfinished_ones_leave_them_time() -> None:
     pending.put(Job(1, one, sound, False, 1.0))
     first = pending.get(2.0)
     assert first is not None and first.line is two
-    part = pending.get(2.0)
+    assert pending.get(2.0) is None  # the other one had waited: unfinished lines have to
+    part = pending.get(5.1)
     assert part is not None and part.line is one and part.asked == 1.0
-    pending.done(part, 0.4, 2.4)
-    pending.put(Job(3, three, sound, False, 2.5))
-    assert pending.get(2.5) is None and pending.wait(2.5) == pytest.approx(0.5)
-    assert pending.get(3.1) is not None
-    pending.put(Job(1, one, sound, True, 3.2))
-    pending.put(Job(1, one, sound, True, 3.5))  # it went on after all: this contains the former
-    assert pending.lag(4.2) == pytest.approx(1.0)
-    assert pending.get(4.2) is not None and pending.get(4.2) is None
+    pending.done(part, 0.4, 5.5)
+    pending.put(Job(3, three, sound, False, 5.6))
+    assert pending.get(5.6) is None and pending.wait(5.6) == pytest.approx(0.5)
+    assert pending.get(6.2) is not None
+    pending.put(Job(1, one, sound, True, 6.2))
+    pending.put(Job(1, one, sound, True, 6.5))  # it went on after all: this contains the former
+    assert pending.lag(7.2) == pytest.approx(1.0)
+    assert pending.get(7.2) is not None and pending.get(7.2) is None
 
 
 # ----------------------------------------------------------------------------------------------------- turns
