@@ -244,7 +244,7 @@ def test_the_agents_program_runs_as_its_own_user_in_a_sandbox(host):
     assert host.file(f"/var/lib/hotline-agent/turns/{made['id']}/1/result.json").user == "hotline-agent"
     score = host.run("systemd-analyze security --offline=true --threshold=30 hotline-agent@.service")
     assert score.rc == 0, score.stdout[-300:]
-    assert host.file("/etc/hotline/secrets/agent.env").mode == 0o600
+    assert host.file("/etc/hotline/secrets/hotline-agent.env").mode == 0o600
     assert host.run("runuser -u hotline-agent -- cat /etc/hotline/secrets/orchestrator.env").rc != 0
 
 
@@ -273,7 +273,7 @@ def test_tokens_and_database_are_for_those_who_need_them(host):
 
 def test_what_it_remembers_outlives_a_kill(host):
     made = json.loads(host.check_output("hotline --json link --note survives"))
-    host.check_output("systemctl kill --signal=KILL orchestrator")
+    host.check_output("systemctl kill --kill-who=main --signal=KILL orchestrator")
     for _ in range(100):
         if host.run("hotline links").rc == 0:
             break
