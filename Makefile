@@ -19,7 +19,7 @@ ROLES_WITH_TESTS := $(sort $(foreach f,$(wildcard roles/*/molecule/default/molec
 .PHONY: help
 help:  ## this list
 	@echo "Hotline $(HOTLINE_VERSION)"
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 18
 
 # ---------------------------------------------------------------------------------------------------- what a machine needs
 
