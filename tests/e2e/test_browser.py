@@ -26,7 +26,7 @@ def kill_engine(line: Line) -> Callable[[], None]:
     """kill -9, on the host."""
 
     def kill() -> None:
-        line.run("systemctl kill --signal=KILL moshi@0")
+        line.run("systemctl kill --kill-whom=main --signal=KILL moshi@0")
 
     return kill
 

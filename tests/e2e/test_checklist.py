@@ -15,9 +15,9 @@ from .conftest import Line
 
 
 def test_the_voice_server_listens_on_8999_on_loopback_alone(line: Line) -> None:
-    listening = line.run("ss -Hltn 'sport = :8999'")
-    assert "127.0.0.1:8999" in listening
-    assert "0.0.0.0" not in listening
+    line.await_health("ok")
+    listening = line.run("ss -Hltn 'sport = :8999' | awk '{print $4}'").split()
+    assert listening == ["127.0.0.1:8999"]
     assert "moshi" in line.run("ps -o user= -p $(systemctl show -p MainPID --value moshi@0)")
 
 

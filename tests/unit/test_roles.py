@@ -85,3 +85,14 @@ def test_role_readmes_are_those_that_the_specs_make() -> None:
         check=False,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_uninstalling_asks_every_role_of_the_line() -> None:
+    """In the opposite order of site.yml, but for the role whose folders hold what the others leave: it comes last."""
+    [site] = yaml.safe_load((ROOT / "site.yml").read_text())
+    installs = [entry["role"] for entry in site["roles"]]
+    [uninstall] = yaml.safe_load((ROOT / "playbooks/uninstall.yml").read_text())
+    [asked] = [task["loop"] for task in uninstall["tasks"] if "loop" in task]
+    assert asked == [role for role in reversed(installs) if role != "line"] + ["line"]
+    for role in asked:
+        assert (ROOT / "roles" / role / "tasks/uninstall.yml").is_file(), role
