@@ -27,8 +27,9 @@ help:  ## this list
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || scripts/need python3-venv - "makes the Python environment of this repository"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hotline: Python 3.11 or newer is needed here (ansible-core 2.19). Mend: make PYTHON=python3.12 …")'
 	@echo "hotline: making .venv from requirements.txt (Ansible, test tools, Node; 1.3 GB, a minute or two, only once)"
+	@# The lock names everything, so nothing is resolved: pip would take a[extra] and a for two packages, one of them not pinned.
 	@rm -rf .venv && $(PYTHON) -m venv .venv
-	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt 2> >(grep -v '^WARNING: Location' >&2)
+	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.txt 2> >(grep -v '^WARNING: Location' >&2)
 	@touch $@
 
 .PHONY: setup
