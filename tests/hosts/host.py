@@ -384,11 +384,13 @@ class Host:
                     os.waitpid(pid, os.WNOHANG)
                 time.sleep(0.1)
         for connection in self.dir.glob("ssh-*"):  # Ansible's shared connections end with the host
-            subprocess.run(
-                ["ssh", "-O", "exit", "-o", f"ControlPath={connection}", "throwaway"],
-                capture_output=True,
-                check=False,
-            )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                subprocess.run(
+                    ["ssh", "-O", "exit", "-o", f"ControlPath={connection}", "throwaway"],
+                    capture_output=True,
+                    check=False,
+                    timeout=5,
+                )
         self.unmount()
 
     def reset(self) -> None:
