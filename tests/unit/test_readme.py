@@ -1,4 +1,4 @@
-"""What the README and the documents tell a reader to type or to open is there. (What it does is tested elsewhere.)"""
+"""What README and documents tell a reader to type or to open is there (what it does is tested elsewhere)."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[command for _, command in ALL])
 def test_every_command_names_what_exists(page: Path, command: str) -> None:
-    words = command.split("#")[0].split("&&")[0].split()
+    words = re.split(r"#|&&", command)[0].split()
     if words[0] == "make":
         targets = re.findall(r"(?m)^([a-z0-9-]+):", (ROOT / "Makefile").read_text())
         assert {word for word in words[1:] if "=" not in word} <= set(targets)
     elif words[0] == "ansible-playbook":
         assert (ROOT / words[1]).is_file(), words[1]
-    elif words[:2] == ["python", "-m"]:
+    elif words[:2] == ["python", "-m"] and not words[2].startswith("moshi."):  # kyutai's own
         package = ROOT / words[2].replace(".", "/")
         assert package.with_suffix(".py").is_file() or (package / "__main__.py").is_file(), words[2]
     elif words[0].startswith("scripts/"):

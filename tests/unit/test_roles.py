@@ -88,7 +88,7 @@ def test_role_readmes_are_those_that_the_specs_make() -> None:
 
 
 def test_uninstalling_asks_every_role_of_the_line() -> None:
-    """In the opposite order of site.yml, but for the role whose folders hold what the others leave: it comes last."""
+    """In the opposite order of site.yml, but for the role whose folders hold what the others leave."""
     [site] = yaml.safe_load((ROOT / "site.yml").read_text())
     installs = [entry["role"] for entry in site["roles"]]
     [uninstall] = yaml.safe_load((ROOT / "playbooks/uninstall.yml").read_text())
