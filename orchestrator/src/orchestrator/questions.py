@@ -37,6 +37,8 @@ from orchestrator.storage import Storage, now
 
 LOOK_AGAIN_S = 5.0
 """How often a waiting asker looks into the database: another process may have settled the question."""
+LONGEST_WAIT_S = 50.0
+"""Of a plain request: nginx gives an answer up after 60 s."""
 OPEN_AT_MOST = 100
 """More open questions than this, and somebody is asking in a loop."""
 
@@ -375,7 +377,10 @@ async def list_questions(
 
 @router.get("/api/questions/{question_id}")
 async def get_question(
-    request: Request, who: AnyScope, question_id: str, wait_s: Annotated[float, Query(ge=0, le=300)] = 0
+    request: Request,
+    who: AnyScope,
+    question_id: str,
+    wait_s: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S)] = 0,
 ) -> Shown:
     """Look at one, and wait for its end if asked to."""
     questions: Questions = request.state.questions
