@@ -574,8 +574,8 @@ def dbos_config(database_url: str) -> DBOSConfig:
 
 NO_EXECUTION = "There is no such execution, or it is not for this key."
 NO_AGENT = (
-    "No agent of that name carries out instructions on this line{has}. Mend: set orchestrator_agent_command, "
-    "or install the role moltbot, and run site.yml again."
+    "No agent of that name carries out instructions on this line{has}. Mend: set orchestrator_agent_command "
+    "and run site.yml again."
 )
 
 

@@ -205,7 +205,7 @@ class Log:
     async def send(self, message: Message) -> None:
         """Write that there is a message."""
         log.warning(
-            "a message has nobody to go to: set orchestrator_notify_urls, or install the role moltbot",
+            "a message has nobody to go to: set orchestrator_notify_urls",
             extra={"notification": message.key},
         )
 
