@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 from orchestrator.engines import Condition, Engine, Told, sentence_of, told_in
-from orchestrator.line import TELLING_S
+from orchestrator.line import TELLING_S, TOLD_S, Line, Surroundings
 
-from .conftest import Kernel, asking
+from .conftest import Kernel, asking, settings
 
 STATUS = {"engine": "duplex", "ready": True, "draining": False, "slots": 2, "free": 2, "calls": []}
 
@@ -102,12 +102,18 @@ async def test_as_many_are_let_in_as_it_has_slots(make_app: Any, kernel: Kernel)
         assert (await client.get("/internal/authorize")).status_code == 204
 
 
-async def test_the_same_moment_is_asked_about_once(make_app: Any, kernel: Kernel) -> None:
-    kernel.listen(8999)
-    async with Window().open() as window, asking(app_of(make_app, window)) as client:
-        await client.get("/internal/authorize")
-        await client.get("/health")
-        assert window.asked <= 2
+async def test_the_same_moment_is_asked_about_once() -> None:
+    now = 100.0
+    async with Window().open() as window:
+        line = Line(
+            settings(moshi_engine="duplex", line_status_port=window.port), Surroundings(clock=lambda: now)
+        )
+        await line.ask(0)
+        await line.ask(0)
+        assert window.asked == 1
+        now += 2 * TOLD_S
+        await line.ask(0)
+        assert window.asked == 2
 
 
 @pytest.mark.parametrize(
