@@ -496,6 +496,7 @@ def test_a_ticket_is_good_for_thirty_seconds(clock: Clock) -> None:
 @pytest.mark.parametrize(
     ("header", "after"),
     [(None, 0), ("", 0), ("7", 0), (f"{BOOT}-7", 7), (f"{BOOT}-x", 0), (f"{BOOT}-", 0), ("other-7", 0)],
+    ids=["none", "empty", "no start", "this start", "no number", "nothing after it", "another start"],
 )
 def test_where_a_stream_goes_on(header: str | None, after: int) -> None:
     assert after_of(header) == after
