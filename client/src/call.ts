@@ -20,7 +20,15 @@ export type Fault =
   | 'line_down'
   | 'starting'
   | 'not_allowed'
+  | 'restarting' // its engine is being stopped
+  | 'call_in_use' // the line still holds our own broken connection
+  | 'too_long' // a call may last only so long
   | 'refused' // any other code
+  // The door said so (links, places)
+  | 'link_needed' // this line opens with a link only
+  | 'link_invalid' // wrong, spent, expired or revoked: the line does not say which
+  | 'session_over' // what the link gave is no longer valid
+  | 'call_over' // this call is over on the line's side
   // The line said nothing
   | 'unreachable' // no connection, or cut before Moshi answered
   | 'no_answer' // connected, but Moshi never said hello
@@ -37,11 +45,21 @@ export interface Trouble {
 export type Phase =
   | 'idle'
   | 'asking' // for the microphone
+  | 'joining' // a place on the line is asked for
+  | 'queued' // others are before us
   | 'dialling' // a connection is being made
   | 'waiting' // for the next attempt
   | 'talking'
+  | 'forgot' // the line is back, but with a Moshi that knows nothing of this call: the caller says whether to go on
   | 'ended' // by the caller
   | 'failed'; // by something that waiting does not mend
+
+/** Where in the queue a caller stands: 1 is next. Null where the line does not say. */
+export interface Place {
+  position: number | null;
+  /** How long it may take, ms. */
+  waitMs: number | null;
+}
 
 export interface Call {
   readonly phase: Phase;
@@ -52,10 +70,19 @@ export interface Call {
   readonly slow: boolean;
   /** Numbers the connections of this page; a new number asks for a new connection, anything but dialling or talking for none. */
   readonly connection: number;
+  /** The line gave this call a place: a broken connection comes back to it. */
+  readonly admitted: boolean;
+  readonly place: Place | null;
   /** Attempts since Moshi was last heard, the running one included. */
   readonly attempts: number;
   /** Conversations in this call. From the second on Moshi knows nothing of the ones before. */
   readonly conversations: number;
+  /** There is a conversation to go back to: an engine that answers without its memory is not the one we want. */
+  readonly held: boolean;
+  /** How often the connection came back with Moshi's memory whole. */
+  readonly resumed: number;
+  /** When the line will end this call, since its engine is being stopped. */
+  readonly until: number | null;
   /** Why it waits or failed; while it dials again, why it has to. */
   readonly trouble: Trouble | null;
   /** How long to wait before the next attempt, ms. */
@@ -73,7 +100,12 @@ export type Event =
   | { type: 'call' }
   | { type: 'ready' } // microphone and sound are there
   | { type: 'impossible'; fault: Fault } // they are not
-  | { type: 'answered' } // the engine's handshake
+  | { type: 'admitted' } // there is a place for this call
+  | { type: 'queued'; place: Place } // there will be
+  | { type: 'barred'; fault: Fault; message: string } // there is none
+  | { type: 'answered'; remembers: boolean } // the engine's handshake; is it the conversation that broke?
+  | { type: 'anew' } // the caller wants to go on although Moshi forgot
+  | { type: 'draining'; seconds: number } // the engine is being stopped
   | { type: 'refused'; code: string; message: string } // the line's kind 5
   | { type: 'closed'; code: number } // the connection is gone
   | { type: 'silence' } // no sound for too long
@@ -96,6 +128,10 @@ const SLOW_MS = 1500;
 const FAST_MS = 900;
 /** How long a line may be busy with a call that its caller has hung up: it frees a vanished one's engine within 15 s. */
 const CLEARING_MS = 15_000;
+/** Trouble that a call which was never answered waits out. */
+const WORTH_WAITING: readonly Fault[] = ['starting', 'restarting', 'call_in_use', 'call_over'];
+/** Trouble that no waiting mends, whatever was before. */
+const FINAL: readonly Fault[] = ['not_allowed', 'too_long', 'link_needed', 'link_invalid', 'session_over'];
 /** Afterwards it is for the caller to decide, ms. */
 export const GIVE_UP_MS = 180_000;
 
@@ -105,8 +141,13 @@ export const idle: Call = {
   deaf: false,
   slow: false,
   connection: 0,
+  admitted: false,
+  place: null,
   attempts: 0,
   conversations: 0,
+  held: false,
+  resumed: 0,
+  until: null,
   trouble: null,
   delay: 0,
   began: null,
@@ -129,7 +170,30 @@ export function next(call: Call, event: Event, now: number): Call {
             tryingSince: now,
           };
     case 'ready':
-      return call.phase === 'asking' ? dial({ ...call, tryingSince: now }) : call;
+      return call.phase === 'asking' ? join({ ...call, tryingSince: now }) : call;
+    case 'admitted':
+      return call.phase === 'joining' || call.phase === 'queued'
+        ? dial({
+            ...call,
+            admitted: true,
+            place: null,
+            tryingSince: call.phase === 'queued' ? now : call.tryingSince,
+          })
+        : call;
+    case 'queued':
+      return (call.phase === 'joining' || call.phase === 'queued') && !same(call.place, event.place)
+        ? { ...call, phase: 'queued', place: event.place, trouble: null }
+        : call;
+    case 'barred':
+      return call.phase === 'joining' || call.phase === 'queued' || call.phase === 'dialling'
+        ? barred(call, { fault: event.fault, message: event.message }, now)
+        : call;
+    case 'anew':
+      return call.phase === 'forgot' ? join({ ...call, admitted: false, tryingSince: now }) : call;
+    case 'draining':
+      return call.phase === 'talking' && call.until === null
+        ? { ...call, until: now + event.seconds * 1000 }
+        : call;
     case 'impossible':
       return live(call) ? over(call, 'failed', { fault: event.fault, message: '' }, now) : call;
     case 'hangup':
@@ -144,19 +208,22 @@ export function next(call: Call, event: Event, now: number): Call {
       return call.phase === 'talking' && slow !== call.slow ? { ...call, slow } : call;
     }
     case 'answered':
-      return call.phase === 'dialling'
-        ? {
-            ...call,
-            phase: 'talking',
-            attempts: 0,
-            conversations: call.conversations + 1,
-            trouble: null,
-            slow: false,
-            began: call.began ?? now,
-          }
-        : call;
+      if (call.phase !== 'dialling') return call;
+      if (call.held && !event.remembers) return forgot(call);
+      return {
+        ...call,
+        phase: 'talking',
+        attempts: 0,
+        held: true,
+        conversations: call.held ? call.conversations : call.conversations + 1,
+        resumed: call.held ? call.resumed + 1 : call.resumed,
+        trouble: null,
+        slow: false,
+        began: call.began ?? now,
+      };
     case 'retry':
-      return call.phase === 'waiting' ? dial(call) : call;
+      if (call.phase !== 'waiting') return call;
+      return call.admitted ? dial(call) : join(call);
     case 'offline':
       return call.phase === 'waiting' ? { ...call, trouble: { fault: 'offline', message: '' } } : call;
     case 'refused':
@@ -172,7 +239,7 @@ export function next(call: Call, event: Event, now: number): Call {
 
 /** Is there a call that can be hung up? */
 export function live(call: Call): boolean {
-  return call.phase === 'asking' || call.phase === 'waiting' || connected(call);
+  return call.phase !== 'idle' && call.phase !== 'ended' && call.phase !== 'failed';
 }
 
 /** Does this state want a connection? */
@@ -180,13 +247,30 @@ export function connected(call: Call): boolean {
   return call.phase === 'dialling' || call.phase === 'talking';
 }
 
-/** Did Moshi lose its memory in this call? */
-export function anew(call: Call): boolean {
-  return call.phase === 'talking' && call.conversations > 1;
+function join(call: Call): Call {
+  return { ...call, phase: 'joining', attempts: call.attempts + 1 };
 }
 
+/** An attempt is counted once: who comes from asking for a place has counted it there. */
 function dial(call: Call): Call {
-  return { ...call, phase: 'dialling', connection: call.connection + 1, attempts: call.attempts + 1 };
+  const attempts = call.phase === 'waiting' ? call.attempts + 1 : call.attempts;
+  return { ...call, phase: 'dialling', connection: call.connection + 1, attempts };
+}
+
+function forgot(call: Call): Call {
+  return { ...call, phase: 'forgot', held: false, admitted: false, trouble: null, attempts: 0, until: null };
+}
+
+function same(a: Place | null, b: Place): boolean {
+  return a !== null && a.position === b.position && a.waitMs === b.waitMs;
+}
+
+/** The door did not let this call in, or does not know it any more. */
+function barred(call: Call, trouble: Trouble, now: number): Call {
+  if (trouble.fault !== 'call_over') return lost(call, trouble, now);
+  // The place is gone. With it a conversation, if there was one; else a new place is asked for.
+  if (call.held) return forgot(call);
+  return lost({ ...call, admitted: false, place: null }, trouble, now);
 }
 
 /** The connection is gone: try again if that can help, else give up. */
@@ -195,26 +279,50 @@ function lost(call: Call, trouble: Trouble, now: number): Call {
   // A call that was answered once is worth waiting for. One that never was fails at once and in words, except when the
   // line itself says that it is on its way up, or when the one who keeps it busy is this caller's own last call.
   const ownFault = trouble.fault === 'line_full' && call.before !== null && now - call.before < CLEARING_MS;
-  const worthIt =
-    call.conversations > 0 ? trouble.fault !== 'not_allowed' : trouble.fault === 'starting' || ownFault;
+  const worthIt = FINAL.includes(trouble.fault)
+    ? false
+    : call.conversations > 0 || WORTH_WAITING.includes(trouble.fault) || ownFault;
   if (!worthIt || now - tryingSince >= GIVE_UP_MS) return over(call, 'failed', trouble, now);
   const delay = BACKOFF_MS[Math.min(call.attempts, BACKOFF_MS.length - 1)] ?? 0;
   // What the line says beats what is guessed from a cut: keep the better explanation while it goes on.
   const guessed = trouble.fault === 'unreachable' && call.trouble !== null;
-  return { ...call, phase: 'waiting', trouble: guessed ? call.trouble : trouble, delay, tryingSince };
+  return {
+    ...call,
+    phase: 'waiting',
+    trouble: guessed ? call.trouble : trouble,
+    delay,
+    tryingSince,
+    place: null,
+    until: null,
+  };
 }
 
 function over(call: Call, phase: 'idle' | 'ended' | 'failed', trouble: Trouble | null, now: number): Call {
-  return { ...call, phase, trouble, ended: now, deaf: false };
+  return {
+    ...call,
+    phase,
+    trouble,
+    ended: now,
+    deaf: false,
+    admitted: false,
+    held: false,
+    place: null,
+    until: null,
+  };
 }
 
-function refusal(code: string): Fault {
+/** The line's own word for why it refuses, as one of ours. */
+export function refusal(code: string): Fault {
   switch (code) {
     case 'line_full':
     case 'line_down':
     case 'starting':
     case 'not_allowed':
+    case 'call_in_use':
+    case 'too_long':
       return code;
+    case 'going_away':
+      return 'restarting';
     default:
       return 'refused';
   }

@@ -9,9 +9,13 @@ export interface About {
 
 export const unknown: About = { version: null, authority: null };
 
-/** The line's /api/chat, as a WebSocket URL. */
-export function chatUrl(location: Location = window.location): string {
+/** The line's /api/chat, as a WebSocket URL. A WebSocket cannot carry a key: it shows a ticket, once. */
+export function chatUrl(
+  ticket: string | null,
+  location: Pick<Location, 'href' | 'protocol'> = window.location,
+): string {
   const url = new URL('/api/chat', location.href);
+  if (ticket !== null) url.searchParams.set('ticket', ticket);
   url.protocol = location.protocol === 'http:' ? 'ws:' : 'wss:';
   return url.href;
 }

@@ -1,6 +1,12 @@
 import { render } from 'preact';
+import { Door, takeToken } from './door';
 import { Telephone } from './telephone';
 import { App } from './ui/app';
 
 const place = document.getElementById('app');
-if (place) render(<App telephone={new Telephone()} />, place);
+if (place) {
+  const door = new Door();
+  // On a page that cannot call (plain http) the link stays in the address bar, for whoever mends the address.
+  const token = window.isSecureContext ? takeToken() : null;
+  render(<App telephone={new Telephone(door)} door={door} token={token} />, place);
+}

@@ -60,6 +60,15 @@ export function encodeAudio(pages: Uint8Array): Uint8Array<ArrayBuffer> {
   return message;
 }
 
+/** The engine's metadata come only to a page that asked for them. */
+export function encodeHello(): Uint8Array<ArrayBuffer> {
+  const words = new TextEncoder().encode(JSON.stringify({ type: 'hello' }));
+  const message = new Uint8Array(1 + words.length);
+  message[0] = METADATA;
+  message.set(words, 1);
+  return message;
+}
+
 function json(payload: Uint8Array): Record<string, unknown> | null {
   try {
     const value: unknown = JSON.parse(utf8.decode(payload));

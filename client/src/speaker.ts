@@ -12,6 +12,9 @@ const DECODER_MS = 15_000;
 const SAMPLE_RATE = 24_000;
 /** The decoder hands on sound in pieces of this length: one Opus frame, so that nothing waits in it. */
 const PIECE_MS = 20;
+/** A fourth upwards, and the time from one tone to the next. */
+const RING_HZ = [587, 784];
+const RING_STEP_S = 0.22;
 
 export class Speaker {
   readonly #context: AudioContext;
@@ -72,6 +75,22 @@ export class Speaker {
   /** From the buffer to the ear, ms, as far as the browser knows. */
   get outputMs(): number {
     return (this.#context.outputLatency || this.#context.baseLatency || 0) * 1000;
+  }
+
+  /** Two soft tones: it is your turn. */
+  ring(): void {
+    const now = this.#context.currentTime;
+    for (const [n, hertz] of RING_HZ.entries()) {
+      const begin = now + n * RING_STEP_S;
+      const tone = new OscillatorNode(this.#context, { frequency: hertz });
+      const loudness = new GainNode(this.#context, { gain: 0 });
+      loudness.gain.setValueAtTime(0, begin);
+      loudness.gain.linearRampToValueAtTime(0.25, begin + 0.02);
+      loudness.gain.exponentialRampToValueAtTime(0.001, begin + RING_STEP_S * 2);
+      tone.connect(loudness).connect(this.#context.destination);
+      tone.start(begin);
+      tone.stop(begin + RING_STEP_S * 2);
+    }
   }
 
   close(): void {

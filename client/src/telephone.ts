@@ -3,16 +3,17 @@
  * network, the microphone, the speaker and the clock meet.
  */
 import { type Call, connected, type Event, HANDSHAKE_MS, idle, live, next, SILENCE_MS } from './call';
+import { type Door, known, place, type Ticket, ticket } from './door';
+import { follow } from './events';
 import { chatUrl } from './line';
+import { type News, news, remembers, type Words as Listening } from './metadata';
 import { fault, Microphone, missing } from './microphone';
-import { decode, encodeAudio } from './protocol';
+import { decode, encodeAudio, encodeHello } from './protocol';
 import { Speaker } from './speaker';
 import type { FromSpeaker } from './speaker.worklet';
+import { begun, heard, said, settled, type Transcript } from './transcript';
 import { Turnaround } from './turnaround';
 import { Words } from './words';
-
-/** One conversation's words; a new one begins whenever Moshi starts anew. */
-export type Transcript = readonly string[];
 
 /** Loudness of both voices, 0 to 1. */
 export interface Levels {
@@ -37,6 +38,14 @@ export interface Numbers {
   bufferMs: number;
   /** Both together with the sound card: from the wire's microphone side to the ear, ms; null until known. */
   latencyMs: number | null;
+  /** What the engine says of itself: its own share of the turnaround, and how far it is behind; null if it does not. */
+  engineMs: number | null;
+  engineLagMs: number | null;
+  /** Frames of 80 ms lost at the engine: ours, that it never heard, and Moshi's, that it never sent. */
+  unheardFrames: number;
+  unsaidFrames: number;
+  /** Connections that broke and came back with Moshi's memory whole. */
+  resumed: number;
 }
 
 /** How often the clock is looked at, ms. */
@@ -44,6 +53,14 @@ const TICK_MS = 250;
 /** Spread of the waits, so that many callers do not come back in the same moment. */
 const SPREAD = 0.2;
 const FRAME_MS = 80;
+/** How long a resumed engine may take to say that it remembers; one that does not know metadata never says it, ms. */
+const WELCOME_MS = 1500;
+/** A ticket that has less than this left is not worth a try, ms. */
+const TICKET_SPARE_MS = 3000;
+/** Closing with this code tells the engine that the call is not over: it keeps the conversation for a while. */
+const BROKEN = 4000;
+
+const NO_ENGINE = { turnaroundMs: null, lagMs: null, unheard: 0, unsaid: 0 };
 
 interface Sound {
   context: AudioContext;
@@ -53,7 +70,17 @@ interface Sound {
 
 export class Telephone {
   #call = idle;
+  readonly #door: Door;
   #transcript: Transcript = [];
+  #listening: Listening | null = null;
+  #engine: { turnaroundMs: number | null; lagMs: number | null; unheard: number; unsaid: number } = NO_ENGINE;
+  /** What the line calls this call, and the ticket that is good for its next connection. */
+  #id: string | null = null;
+  #ticket: Ticket | null = null;
+  #stream: ReturnType<typeof follow> | null = null;
+  #welcome: ReturnType<typeof setTimeout> | undefined;
+  /** When the latest connection was asked for. */
+  #asked = 0;
   #listeners = new Set<() => void>();
   #sound: Sound | null = null;
   /** Counts the calls, so that what one began does not end up in the next. */
@@ -71,7 +98,8 @@ export class Telephone {
   #lastReport: FromSpeaker | null = null;
   #awake: WakeLockSentinel | null = null;
 
-  constructor() {
+  constructor(door: Door) {
+    this.#door = door;
     window.addEventListener('online', () => this.#happened({ type: 'retry' }));
     window.addEventListener('offline', () => this.#happened({ type: 'offline' }));
     // A phone that sleeps or takes another call stops our sound; the caller's return is the time to go on.
@@ -85,6 +113,11 @@ export class Telephone {
 
   get transcript(): Transcript {
     return this.#transcript;
+  }
+
+  /** Whether the engine listens for the caller's words; null while it does not say. */
+  get listening(): Listening | null {
+    return this.#listening;
   }
 
   get levels(): Levels {
@@ -110,6 +143,11 @@ export class Telephone {
       bufferMs,
       latencyMs:
         turnaroundMs === null ? null : turnaroundMs + bufferMs + (this.#sound?.speaker.outputMs ?? 0),
+      engineMs: this.#engine.turnaroundMs,
+      engineLagMs: this.#engine.lagMs,
+      unheardFrames: this.#engine.unheard,
+      unsaidFrames: this.#engine.unsaid,
+      resumed: this.#call.resumed,
     };
   }
 
@@ -126,6 +164,11 @@ export class Telephone {
 
   hangUp(): void {
     this.#happened({ type: 'hangup' });
+  }
+
+  /** Goes on with a Moshi that knows nothing of this call. */
+  anew(): void {
+    this.#happened({ type: 'anew' });
   }
 
   mute(muted: boolean): void {
@@ -152,20 +195,27 @@ export class Telephone {
 
     clearTimeout(this.#waiting);
     if (connected(before) && (!connected(after) || before.connection !== after.connection))
-      this.#disconnect();
+      this.#disconnect(after.phase === 'waiting' && this.#id !== null);
+    if (before.admitted && !after.admitted) this.#leave();
     if (after.phase === 'asking') void this.#prepare();
-    if (after.phase === 'dialling') this.#connect();
+    if (after.phase === 'joining') void this.#join();
+    if (after.phase === 'dialling') void this.#connect();
     if (after.phase === 'talking') this.#converse();
     if (after.phase === 'waiting') {
       const delay = after.delay * (1 + SPREAD * (Math.random() - 0.5));
       this.#waiting = setTimeout(() => this.#happened({ type: 'retry' }), delay);
     }
-    if (!live(after)) this.#release();
+    if (!live(after)) {
+      this.#leave();
+      this.#release();
+    }
   }
 
   async #prepare(): Promise<void> {
     const mine = ++this.#calls;
     this.#transcript = [];
+    this.#listening = null;
+    this.#engine = NO_ENGINE;
     this.#sentMs = 0;
     this.#receivedMs = 0;
     this.#turnaround = new Turnaround();
@@ -207,9 +257,109 @@ export class Telephone {
     this.#happened({ type: 'ready' });
   }
 
-  #connect(): void {
+  /** Asks for a place, and waits for it if others are before us. */
+  async #join(): Promise<void> {
+    const mine = this.#calls;
+    this.#leave();
+    const still = () => mine === this.#calls && this.#call.phase === 'joining';
+    try {
+      const admission = await this.#door.call();
+      if (!still()) {
+        if (admission.state !== 'direct') this.#door.leave(admission.id);
+        return;
+      }
+      if (admission.state === 'direct') {
+        this.#happened({ type: 'admitted' });
+        return;
+      }
+      this.#id = admission.id;
+      this.#listen(admission.id);
+      if (admission.state === 'waiting') {
+        this.#happened({ type: 'queued', place: admission.place });
+      } else {
+        this.#ticket = admission.ticket;
+        this.#happened({ type: 'admitted' });
+      }
+    } catch (error) {
+      const { fault: reason, message } = known(error);
+      if (still()) this.#happened({ type: 'barred', fault: reason, message });
+    }
+  }
+
+  /** Follows what the line says about this call, in the queue and while one talks. */
+  #listen(id: string): void {
+    this.#stream = follow({
+      open: (lastId, signal) =>
+        this.#door.events(`/api/calls/${encodeURIComponent(id)}/events`, lastId, signal),
+      fatal: (error) => {
+        const { status } = known(error);
+        return status >= 400 && status < 500 && status !== 408 && status !== 429;
+      },
+      event: ({ type, data }) => {
+        if (this.#id === id) this.#told(type, json(data));
+      },
+      over: (error) => {
+        // A line without this stream still has calls; only who waits for a turn cannot do without.
+        if (this.#id !== id || this.#call.phase !== 'queued') return;
+        const { status, fault: reason, message } = known(error);
+        this.#happened({ type: 'barred', fault: status === 404 ? 'call_over' : reason, message });
+      },
+    });
+  }
+
+  #told(type: string, value: Record<string, unknown>): void {
+    switch (type) {
+      case 'waiting':
+        this.#happened({ type: 'queued', place: place(value) });
+        break;
+      case 'ready':
+      case 'called': {
+        if (this.#call.phase !== 'queued') break;
+        this.#ticket = ticket(value);
+        this.#sound?.speaker.ring();
+        this.#happened({ type: 'admitted' });
+        break;
+      }
+      case 'ended':
+        // While one talks, the engine itself says how it ended.
+        if (this.#call.phase === 'queued')
+          this.#happened({ type: 'barred', fault: 'call_over', message: '' });
+        break;
+    }
+  }
+
+  /** Gives back what the line holds for this call. */
+  #leave(): void {
+    this.#stream?.stop();
+    this.#stream = null;
+    this.#ticket = null;
+    if (this.#id !== null) this.#door.leave(this.#id);
+    this.#id = null;
+  }
+
+  async #connect(): Promise<void> {
     this.#lastSound = performance.now();
-    const socket = new WebSocket(chatUrl());
+    const mine = this.#call.connection;
+    const still = () => this.#call.phase === 'dialling' && this.#call.connection === mine;
+    let word: string | null = null;
+    if (this.#id !== null) {
+      const held = this.#ticket;
+      this.#ticket = null;
+      try {
+        const good = held !== null && held.expires - Date.now() > TICKET_SPARE_MS;
+        word = (good ? held : await this.#door.ticket(this.#id)).word;
+      } catch (error) {
+        const { fault: reason, message } = known(error);
+        if (!still()) return;
+        if (reason === 'call_over') this.#id = null;
+        this.#happened({ type: 'barred', fault: reason, message });
+        return;
+      }
+      if (!still()) return;
+    }
+    this.#lastSound = performance.now();
+    this.#asked = performance.now();
+    const socket = new WebSocket(chatUrl(word));
     socket.binaryType = 'arraybuffer';
     this.#socket = socket;
     socket.onmessage = ({ data }: MessageEvent<unknown>) => {
@@ -224,7 +374,7 @@ export class Telephone {
     const message = decode(data);
     switch (message?.kind) {
       case 'handshake':
-        this.#happened({ type: 'answered' });
+        this.#greet();
         break;
       case 'audio':
         this.#sound?.speaker.play(message.bytes);
@@ -232,15 +382,67 @@ export class Telephone {
       case 'text':
         this.#say(this.#words.add(message.piece));
         break;
+      case 'metadata': {
+        const told = news(message.value);
+        if (told) this.#learn(told);
+        break;
+      }
       case 'error':
         this.#happened({ type: 'refused', code: message.code, message: message.message });
         break;
     }
   }
 
+  /** The engine has this connection. Whether it has the conversation too, its welcome says. */
+  #greet(): void {
+    if (this.#call.phase !== 'dialling') return;
+    this.#socket?.send(encodeHello());
+    if (!this.#call.held || this.#id === null) {
+      this.#happened({ type: 'answered', remembers: false });
+      return;
+    }
+    this.#welcome = setTimeout(() => this.#happened({ type: 'answered', remembers: false }), WELCOME_MS);
+  }
+
+  #learn(told: News): void {
+    switch (told.type) {
+      case 'welcome':
+        this.#listening = told.words ?? this.#listening;
+        // Within the same conversation only: without an id of our own, an engine cannot know which one we mean.
+        if (this.#call.phase === 'dialling' && this.#call.held && this.#id !== null) {
+          clearTimeout(this.#welcome);
+          const mind = remembers(told, performance.now() - this.#asked);
+          this.#happened({ type: 'answered', remembers: mind });
+        }
+        break;
+      case 'status':
+        this.#engine = { ...this.#engine, turnaroundMs: told.turnaroundMs, lagMs: told.lagMs };
+        return;
+      case 'dropped':
+        this.#engine = { ...this.#engine, unheard: told.heardFrames, unsaid: told.saidFrames };
+        return;
+      case 'draining':
+        this.#happened({ type: 'draining', seconds: told.seconds });
+        return;
+      case 'words':
+        this.#listening = { available: told.available, reason: told.reason };
+        break;
+      case 'transcript':
+        // Moshi's own words come as kind 2 from every engine, sooner.
+        if (told.who === 'you') {
+          this.#listening ??= { available: true, reason: '' };
+          this.#transcript = heard(this.#transcript, told.text, told.final, Date.now());
+        }
+        break;
+      case 'turn_end':
+        break;
+    }
+    this.#tell();
+  }
+
   #say(words: string): void {
     if (words === '') return;
-    this.#transcript = [...this.#transcript.slice(0, -1), (this.#transcript.at(-1) ?? '') + words];
+    this.#transcript = said(this.#transcript, words, Date.now());
     this.#tell();
   }
 
@@ -252,7 +454,7 @@ export class Telephone {
     this.#lastSound = performance.now();
     this.#turnaround = new Turnaround();
     this.#words = new Words();
-    this.#transcript = [...this.#transcript, ''];
+    if (this.#transcript.length < this.#call.conversations) this.#transcript = begun(this.#transcript);
     sound.speaker.reset();
     sound.microphone.start((pages, ms) => {
       if (socket.readyState !== WebSocket.OPEN) return;
@@ -262,13 +464,16 @@ export class Telephone {
     });
   }
 
-  #disconnect(): void {
+  /** `back`: it broke, and this call will come back to it. */
+  #disconnect(back: boolean): void {
+    clearTimeout(this.#welcome);
     this.#sound?.microphone.stop();
     this.#sound?.speaker.reset();
     this.#say(this.#words.end());
+    this.#transcript = settled(this.#transcript);
     const socket = this.#socket;
     this.#socket = null;
-    socket?.close(1000);
+    socket?.close(back ? BROKEN : 1000);
   }
 
   #tick(): void {
@@ -291,7 +496,9 @@ export class Telephone {
   }
 
   #wake(): void {
-    if (document.visibilityState !== 'visible' || !this.#sound) return;
+    if (document.visibilityState !== 'visible') return;
+    this.#stream?.wake();
+    if (!this.#sound) return;
     if (this.#sound.context.state !== 'running') void this.#sound.context.resume().catch(() => {});
     void this.#stayAwake();
   }
@@ -315,5 +522,15 @@ export class Telephone {
     sound.microphone.close();
     sound.speaker.close();
     void sound.context.close();
+  }
+}
+
+/** What an event carries; nothing that we understand is nothing. */
+function json(data: string): Record<string, unknown> {
+  try {
+    const value: unknown = JSON.parse(data);
+    return typeof value === 'object' && value !== null ? (value as Record<string, unknown>) : {};
+  } catch {
+    return {};
   }
 }

@@ -1,5 +1,6 @@
 /** Every word of ours on the page, in one place, ready to be translated. */
 import type { Fault } from './call';
+import type { Rules } from './door';
 
 interface Explanation {
   title: string;
@@ -11,8 +12,14 @@ export const texts = {
   name: 'Hotline',
   tagline: 'A phone call with Moshi',
   what: 'Talk as you would on the phone: Moshi listens while it speaks, and you may interrupt it.',
-  machine:
-    'You talk to a machine. What it says is made up as it goes and may be wrong. This page keeps nothing of the call.',
+  machine: 'You talk to a machine. What it says is made up as it goes and may be wrong.',
+  /** What is kept of a call; a line that does not say keeps nothing. */
+  kept: (rules: Rules | null) => {
+    if (!rules || rules.keptDays === 0) return 'Nothing of the call is kept: no sound, no words.';
+    return rules.keptDays === null
+      ? 'The words of the call are kept on the line; its sound is not.'
+      : `The words of the call are kept on the line for ${rules.keptDays === 1 ? 'a day' : `${rules.keptDays} days`}; its sound is not.`;
+  },
   headphones: 'Best with headphones.',
 
   call: 'Call Moshi',
@@ -37,10 +44,31 @@ export const texts = {
   attempt: (n: number) => `Attempt ${n}`,
   duration: 'Length of the call',
 
-  words: 'What Moshi says',
-  noWords: 'Say hello. Moshi’s words appear here.',
+  queued: 'Waiting for your turn',
+  position: (n: number) => (n <= 1 ? 'You are next' : `You are number ${n}`),
+  estimate: (ms: number) =>
+    ms < 90_000 ? 'It may take about a minute.' : `It may take about ${Math.round(ms / 60_000)} minutes.`,
+  queueHelp:
+    'A sound tells you when it is your turn, and the call begins by itself. Your place is kept, also when the phone locks. Nothing of what you say is sent yet.',
+  leaveQueue: 'Stop waiting',
+
+  words: 'What is said',
+  noWords: 'Say hello. What is said appears here.',
+  wordless: (reason: string) =>
+    `This line does not write down what you say at the moment${reason === '' ? '' : ` (${reason})`}.`,
+  copy: 'Copy text',
+  copied: 'Copied',
+  save: 'Save text',
+  fileName: (date: Date) => `hotline-${date.toISOString().slice(0, 16).replace(/[:T]/g, '-')}.txt`,
   anew: 'Moshi starts anew',
-  anewHelp: 'The line is back. Moshi starts anew: it remembers nothing of what was said before.',
+  forgot: 'The line is back, but Moshi forgot',
+  forgotStatus: 'Moshi forgot',
+  forgotHelp:
+    'The conversation could not be saved: Moshi remembers nothing of what was said. You can go on with a fresh one; what is written here stays.',
+  goOn: 'Start anew',
+  resumedHelp: 'The connection broke and is back. Moshi remembers everything.',
+  drainingHelp: (until: Date) =>
+    `This line is about to be restarted. The call can last until ${until.toLocaleTimeString('en', { timeStyle: 'short' })}.`,
   slowHelp: 'The line is slow at the moment: Moshi answers late.',
   deafHelp: 'The microphone is gone, so Moshi hears silence. Plug it in again, or connect another one.',
 
@@ -109,6 +137,34 @@ export const faults: Record<Fault, Explanation> = {
   not_allowed: {
     title: 'This line is not open to you',
     mend: 'Ask whoever runs it for a new link.',
+  },
+  restarting: {
+    title: 'The line is being restarted',
+    mend: 'Whoever runs it is changing something. This page calls by itself as soon as it is back.',
+  },
+  call_in_use: {
+    title: 'One moment',
+    mend: 'The line still holds the broken connection. It lets go within some seconds.',
+  },
+  too_long: {
+    title: 'The call was long enough',
+    mend: 'A call on this line may last only so long. You can call again at once; Moshi starts anew.',
+  },
+  link_needed: {
+    title: 'This line opens with a link',
+    mend: 'Ask whoever runs it for one, and open it on this device. It works once it is tapped; nothing is to be typed.',
+  },
+  link_invalid: {
+    title: 'This link opens nothing',
+    mend: 'It may have been used up, taken back, or cut short when it was copied. Ask whoever sent it for a new one.',
+  },
+  session_over: {
+    title: 'Your link has run out',
+    mend: 'What it opened is closed again. Ask whoever sent it for a new one.',
+  },
+  call_over: {
+    title: 'Your place on the line is gone',
+    mend: 'The line let it go, perhaps since this page slept too long. It asks for a new one.',
   },
   refused: {
     title: 'The line refused the call',

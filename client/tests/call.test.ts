@@ -8,242 +8,200 @@ function played(events: Event[], from: Call = idle): Call {
 
 const CALL: Event = { type: 'call' };
 const READY: Event = { type: 'ready' };
-const ANSWERED: Event = { type: 'answered' };
+const ADMITTED: Event = { type: 'admitted' };
+const SECOND: Event = { type: 'queued', place: { position: 2, waitMs: 60_000 } };
+const ANSWERED: Event = { type: 'answered', remembers: false };
+const RESUMED: Event = { type: 'answered', remembers: true };
 const CUT: Event = { type: 'closed', code: 1006 };
 const RETRY: Event = { type: 'retry' };
 const HANGUP: Event = { type: 'hangup' };
 const FULL: Event = { type: 'refused', code: 'line_full', message: 'Somebody else is talking.' };
 const STARTING: Event = { type: 'refused', code: 'starting', message: 'Loading weights.' };
+const barred = (fault: 'unreachable' | 'call_over' | 'session_over' | 'starting'): Event => ({
+  type: 'barred',
+  fault,
+  message: '',
+});
 
 const states: Record<Phase, Call> = {
   idle,
   asking: played([CALL]),
-  dialling: played([CALL, READY]),
-  talking: played([CALL, READY, ANSWERED]),
-  waiting: played([CALL, READY, ANSWERED, CUT]),
-  ended: played([CALL, READY, ANSWERED, HANGUP]),
-  failed: played([CALL, READY, FULL]),
+  joining: played([CALL, READY]),
+  queued: played([CALL, READY, SECOND]),
+  dialling: played([CALL, READY, ADMITTED]),
+  talking: played([CALL, READY, ADMITTED, ANSWERED]),
+  waiting: played([CALL, READY, ADMITTED, ANSWERED, CUT]),
+  forgot: played([CALL, READY, ADMITTED, ANSWERED, CUT, RETRY, ANSWERED]),
+  ended: played([CALL, READY, ADMITTED, ANSWERED, HANGUP]),
+  failed: played([CALL, READY, ADMITTED, FULL]),
 };
+const PHASES = Object.keys(states) as Phase[];
+const LIVE: Phase[] = ['asking', 'joining', 'queued', 'dialling', 'talking', 'waiting', 'forgot'];
 
 it('the states used here are what they are called', () => {
   for (const [phase, call] of Object.entries(states)) expect(call.phase).toBe(phase);
 });
 
-/** Every event in every phase: where it leads. A dot means: nothing changes, the very same object. */
-const TABLE: Record<string, { event: Event; leads: Record<Phase, Phase | '.'> }> = {
-  call: {
-    event: CALL,
-    leads: {
-      idle: 'asking',
-      asking: '.',
-      dialling: '.',
-      talking: '.',
-      waiting: '.',
-      ended: 'asking',
-      failed: 'asking',
-    },
-  },
-  ready: {
-    event: READY,
-    leads: {
-      idle: '.',
-      asking: 'dialling',
-      dialling: '.',
-      talking: '.',
-      waiting: '.',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  impossible: {
-    event: { type: 'impossible', fault: 'microphone_refused' },
-    leads: {
-      idle: '.',
-      asking: 'failed',
-      dialling: 'failed',
-      talking: 'failed',
-      waiting: 'failed',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  answered: {
-    event: ANSWERED,
-    leads: {
-      idle: '.',
-      asking: '.',
-      dialling: 'talking',
-      talking: '.',
-      waiting: '.',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  'refused, busy': {
-    event: FULL,
-    leads: {
-      idle: '.',
-      asking: '.',
-      dialling: 'failed',
-      talking: 'waiting',
-      waiting: '.',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  'refused, starting': {
-    event: STARTING,
-    leads: {
-      idle: '.',
-      asking: '.',
-      dialling: 'waiting',
-      talking: 'waiting',
-      waiting: '.',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  'refused, not allowed': {
-    event: { type: 'refused', code: 'not_allowed', message: '' },
-    leads: {
-      idle: '.',
-      asking: '.',
-      dialling: 'failed',
-      talking: 'failed',
-      waiting: '.',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  closed: {
-    event: CUT,
-    leads: {
-      idle: '.',
-      asking: '.',
-      dialling: 'failed',
-      talking: 'waiting',
-      waiting: '.',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  silence: {
-    event: { type: 'silence' },
-    leads: {
-      idle: '.',
-      asking: '.',
-      dialling: '.',
-      talking: 'waiting',
-      waiting: '.',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  unanswered: {
-    event: { type: 'unanswered' },
-    leads: {
-      idle: '.',
-      asking: '.',
-      dialling: 'failed',
-      talking: '.',
-      waiting: '.',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  retry: {
-    event: RETRY,
-    leads: {
-      idle: '.',
-      asking: '.',
-      dialling: '.',
-      talking: '.',
-      waiting: 'dialling',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  offline: {
-    event: { type: 'offline' },
-    leads: {
-      idle: '.',
-      asking: '.',
-      dialling: '.',
-      talking: '.',
-      waiting: 'waiting',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  mute: {
-    event: { type: 'mute', muted: true },
-    leads: {
-      idle: '.',
-      asking: 'asking',
-      dialling: 'dialling',
-      talking: 'talking',
-      waiting: 'waiting',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  'microphone gone': {
-    event: { type: 'microphone', present: false },
-    leads: {
-      idle: '.',
-      asking: 'asking',
-      dialling: 'dialling',
-      talking: 'talking',
-      waiting: 'waiting',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  'a late answer': {
-    event: { type: 'latency', ms: 2000 },
-    leads: {
-      idle: '.',
-      asking: '.',
-      dialling: '.',
-      talking: 'talking',
-      waiting: '.',
-      ended: '.',
-      failed: '.',
-    },
-  },
-  hangup: {
-    event: HANGUP,
-    leads: {
-      idle: '.',
-      asking: 'idle',
-      dialling: 'ended',
-      talking: 'ended',
-      waiting: 'ended',
-      ended: '.',
-      failed: '.',
-    },
-  },
+const all = (phases: Phase[], to: Phase) => Object.fromEntries(phases.map((phase) => [phase, to]));
+const inPlace = (phases: Phase[]) => Object.fromEntries(phases.map((phase) => [phase, phase]));
+
+/** Every event, and where it leads. In the phases that are not named it changes nothing: the very same object. */
+const TABLE: Record<Event['type'], [name: string, event: Event, leads: Partial<Record<Phase, Phase>>][]> = {
+  call: [['call', CALL, { idle: 'asking', ended: 'asking', failed: 'asking' }]],
+  ready: [['ready', READY, { asking: 'joining' }]],
+  impossible: [['impossible', { type: 'impossible', fault: 'microphone_refused' }, all(LIVE, 'failed')]],
+  admitted: [['admitted', ADMITTED, { joining: 'dialling', queued: 'dialling' }]],
+  queued: [
+    [
+      'a better place',
+      { type: 'queued', place: { position: 1, waitMs: 30_000 } },
+      { joining: 'queued', queued: 'queued' },
+    ],
+    ['the same place', SECOND, { joining: 'queued' }],
+  ],
+  barred: [
+    ['no way to the door', barred('unreachable'), all(['joining', 'queued', 'dialling'], 'failed')],
+    ['the door is on its way up', barred('starting'), all(['joining', 'queued', 'dialling'], 'waiting')],
+    ['the session is over', barred('session_over'), all(['joining', 'queued', 'dialling'], 'failed')],
+    ['the place is gone', barred('call_over'), all(['joining', 'queued', 'dialling'], 'waiting')],
+  ],
+  answered: [
+    ['answered', ANSWERED, { dialling: 'talking' }],
+    ['answered by the same Moshi', RESUMED, { dialling: 'talking' }],
+  ],
+  anew: [['anew', { type: 'anew' }, { forgot: 'joining' }]],
+  draining: [['draining', { type: 'draining', seconds: 60 }, { talking: 'talking' }]],
+  refused: [
+    ['refused, busy', FULL, { dialling: 'failed', talking: 'waiting' }],
+    ['refused, starting', STARTING, { dialling: 'waiting', talking: 'waiting' }],
+    [
+      'refused, restarting',
+      { type: 'refused', code: 'going_away', message: '' },
+      { dialling: 'waiting', talking: 'waiting' },
+    ],
+    [
+      'refused, still held',
+      { type: 'refused', code: 'call_in_use', message: '' },
+      { dialling: 'waiting', talking: 'waiting' },
+    ],
+    [
+      'refused, not allowed',
+      { type: 'refused', code: 'not_allowed', message: '' },
+      { dialling: 'failed', talking: 'failed' },
+    ],
+    [
+      'refused, too long',
+      { type: 'refused', code: 'too_long', message: '' },
+      { dialling: 'failed', talking: 'failed' },
+    ],
+  ],
+  closed: [['closed', CUT, { dialling: 'failed', talking: 'waiting' }]],
+  silence: [['silence', { type: 'silence' }, { talking: 'waiting' }]],
+  unanswered: [['unanswered', { type: 'unanswered' }, { dialling: 'failed' }]],
+  retry: [['retry', RETRY, { waiting: 'dialling' }]],
+  offline: [['offline', { type: 'offline' }, { waiting: 'waiting' }]],
+  mute: [['mute', { type: 'mute', muted: true }, inPlace(LIVE)]],
+  microphone: [['microphone gone', { type: 'microphone', present: false }, inPlace(LIVE)]],
+  latency: [['a late answer', { type: 'latency', ms: 2000 }, { talking: 'talking' }]],
+  hangup: [['hangup', HANGUP, { ...all(LIVE, 'ended'), asking: 'idle' }]],
 };
 
-describe.each(Object.entries(TABLE))('%s', (_, { event, leads }) => {
-  it.each(Object.entries(leads))('in %s leads to %s', (from, to) => {
-    const before = states[from as Phase];
+describe.each(Object.values(TABLE).flat())('%s', (_, event, leads) => {
+  it.each(PHASES.map((from) => [from, leads[from] ?? '.'] as const))('in %s leads to %s', (from, to) => {
+    const before = states[from];
     const result = next(before, event, 9000);
     if (to === '.') expect(result).toBe(before);
-    else expect(result.phase).toBe(to);
+    else {
+      expect(result).not.toBe(before);
+      expect(result.phase).toBe(to);
+    }
   });
+});
+
+describe('a place on the line', () => {
+  const queued = { type: 'queued', place: { position: 2, waitMs: null } } as const;
+
+  it('is shown while one waits for it, and forgotten when it is there', () => {
+    expect(states.queued.place).toEqual({ position: 2, waitMs: 60_000 });
+    expect(played([ADMITTED], states.queued).place).toBeNull();
+    expect(played([HANGUP], states.queued).place).toBeNull();
+  });
+
+  it('is kept over a break: the next attempt dials at once', () => {
+    expect(states.waiting.admitted).toBe(true);
+    expect(played([RETRY], states.waiting).phase).toBe('dialling');
+  });
+
+  it('that the line let go before Moshi answered is asked for once more', () => {
+    const gone = played([barred('call_over')], states.dialling);
+    expect(gone).toMatchObject({ phase: 'waiting', admitted: false });
+    expect(played([RETRY], gone).phase).toBe('joining');
+    expect(played([RETRY, queued], gone).phase).toBe('queued');
+  });
+
+  it('counts as one attempt, whether it was asked for or not', () => {
+    expect(states.dialling.attempts).toBe(1);
+    expect(played([RETRY], played([barred('call_over')], states.dialling)).attempts).toBe(2);
+    expect(played([RETRY, ADMITTED], played([barred('call_over')], states.dialling)).attempts).toBe(2);
+  });
+
+  it('the time in the queue does not count as time without an answer', () => {
+    const turn = next(states.queued, ADMITTED, 900_000);
+    expect(next(turn, STARTING, 901_000).phase).toBe('waiting');
+  });
+});
+
+describe("Moshi's memory", () => {
+  const again = played([RETRY], states.waiting);
+
+  it('comes back with the same conversation', () => {
+    const resumed = played([RESUMED], again);
+    expect(resumed).toMatchObject({ phase: 'talking', conversations: 1, resumed: 1, trouble: null });
+  });
+
+  it('when it is lost, the caller is asked before a new one begins', () => {
+    expect(played([ANSWERED], again)).toMatchObject({ phase: 'forgot', conversations: 1, admitted: false });
+  });
+
+  it('when the line let the call go, it is lost as well', () => {
+    expect(played([barred('call_over')], again).phase).toBe('forgot');
+  });
+
+  it('a new one is a new conversation of the same call', () => {
+    const anew = played([{ type: 'anew' }, ADMITTED, ANSWERED], states.forgot);
+    expect(anew).toMatchObject({ phase: 'talking', conversations: 2, resumed: 0 });
+    expect(anew.began).toBe(states.talking.began);
+  });
+
+  it('a new one that the line has no room for is waited for', () => {
+    const full = played([{ type: 'anew' }, ADMITTED, FULL], states.forgot);
+    expect(full.phase).toBe('waiting');
+    expect(played([RETRY, ANSWERED], full)).toMatchObject({ phase: 'talking', conversations: 2 });
+  });
+
+  it('is not missed by a call that breaks before it was answered', () => {
+    const waiting = played([STARTING], states.dialling);
+    expect(played([RETRY, ANSWERED], waiting)).toMatchObject({ phase: 'talking', conversations: 1 });
+  });
+});
+
+it('a line that is being stopped says until when the call can last; the break forgets it', () => {
+  const told = next(states.talking, { type: 'draining', seconds: 60 }, 10_000);
+  expect(told.until).toBe(70_000);
+  expect(next(told, { type: 'draining', seconds: 60 }, 20_000)).toBe(told);
+  expect(played([CUT], told).until).toBeNull();
 });
 
 describe('connections', () => {
   it('each attempt asks for a new one, over calls too', () => {
     expect(states.dialling.connection).toBe(1);
     expect(played([RETRY], states.waiting).connection).toBe(2);
-    expect(played([CALL, READY], played([RETRY, HANGUP], states.waiting)).connection).toBe(3);
+    expect(played([CALL, READY, ADMITTED], played([RETRY, HANGUP], states.waiting)).connection).toBe(3);
   });
 
   it('a broken one is explained while the next is tried', () => {
     expect(played([RETRY], states.waiting).trouble?.fault).toBe('broken');
-    expect(played([RETRY, ANSWERED], states.waiting).trouble).toBeNull();
+    expect(played([RETRY, RESUMED], states.waiting).trouble).toBeNull();
   });
 
   it("the line's own words replace a guess, a guess does not replace them", () => {
@@ -263,7 +221,7 @@ describe('connections', () => {
   });
 
   it('starts with short waits again after Moshi was heard', () => {
-    const call = played([RETRY, CUT, RETRY, CUT, RETRY, ANSWERED, CUT], states.waiting);
+    const call = played([RETRY, CUT, RETRY, CUT, RETRY, RESUMED, CUT], states.waiting);
     expect(call.delay).toBe(500);
   });
 
@@ -278,11 +236,6 @@ describe('connections', () => {
 
   it('a line that is busy when the call comes back is waited for: it is our own old call', () => {
     expect(played([RETRY, FULL], states.waiting).phase).toBe('waiting');
-  });
-
-  it('counts the conversations: from the second on Moshi starts anew', () => {
-    expect(states.talking.conversations).toBe(1);
-    expect(played([RETRY, ANSWERED], states.waiting).conversations).toBe(2);
   });
 });
 
@@ -308,19 +261,19 @@ it('a slow call is called so until it is clearly fast again', () => {
 
 describe('the clock', () => {
   it('runs from the first answer to the end, through breaks', () => {
-    const call = played([RETRY, ANSWERED], states.waiting);
+    const call = played([RETRY, RESUMED], states.waiting);
     expect(call.began).toBe(states.talking.began);
     expect(next(call, HANGUP, 77_000).ended).toBe(77_000);
   });
 });
 
 describe('a line that is busy right after hanging up', () => {
-  const again = next(next(states.ended, CALL, 5000), READY, 5100);
+  const again = next(next(next(states.ended, CALL, 5000), READY, 5100), ADMITTED, 5200);
   it('is waited for: it is still clearing up after the own last call', () =>
     expect(next(again, FULL, 6000).phase).toBe('waiting'));
   it('is busy with somebody else later on', () => expect(next(again, FULL, 30_000).phase).toBe('failed'));
   it('is busy with somebody else if there was no last call', () => {
-    const tried = next(next(states.failed, CALL, 5000), READY, 5100);
+    const tried = next(next(next(states.failed, CALL, 5000), READY, 5100), ADMITTED, 5200);
     expect(next(tried, FULL, 6000).phase).toBe('failed');
   });
 });
@@ -332,5 +285,5 @@ it('a new call forgets the old one', () => {
 
 it('only a live call can be hung up', () => {
   const living = Object.entries(states).filter(([, call]) => live(call));
-  expect(living.map(([phase]) => phase)).toEqual(['asking', 'dialling', 'talking', 'waiting']);
+  expect(living.map(([phase]) => phase)).toEqual(LIVE);
 });

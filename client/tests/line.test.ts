@@ -41,5 +41,10 @@ describe('where calls go', () => {
     ['https://203.0.113.9:40123/#token', 'wss://203.0.113.9:40123/api/chat'],
     ['https://[2001:db8::1]:8998/', 'wss://[2001:db8::1]:8998/api/chat'],
     ['http://localhost:8998/index.html?x', 'ws://localhost:8998/api/chat'],
-  ])('from %s to %s', (page, wanted) => expect(chatUrl(new URL(page) as unknown as Location)).toBe(wanted));
+  ])('from %s to %s', (page, wanted) => expect(chatUrl(null, new URL(page))).toBe(wanted));
+
+  it('with a ticket, which no character of its own takes apart', () =>
+    expect(chatUrl('a+b/c=&d', new URL('https://localhost/#t=x'))).toBe(
+      'wss://localhost/api/chat?ticket=a%2Bb%2Fc%3D%26d',
+    ));
 });

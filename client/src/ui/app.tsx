@@ -1,21 +1,32 @@
 /** The screen: shows the state of the call, and nothing that the state does not say. */
 import type { ComponentChildren } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { anew, type Call, type Fault, idle, live, type Trouble } from '../call';
+import { type Call, type Fault, idle, live, type Place, type Trouble } from '../call';
+import type { Door, Entrance } from '../door';
 import { type About, about, unknown } from '../line';
 import { missing } from '../microphone';
 import type { Telephone } from '../telephone';
 import { faults, texts } from '../texts';
+import { clock } from './clock';
 import { CallIcon, HangUpIcon, MicrophoneIcon } from './icons';
 import { Words } from './transcript';
 import { Voices } from './voices';
 
 /** How often the numbers and the timer are brought up to date, ms. */
 const NUMBERS_MS = 200;
+/** What only another link mends. */
+const LINKS: readonly Fault[] = ['link_needed', 'link_invalid', 'session_over'];
 /** How long news stay on the screen; the words keep the mark, ms. */
 const NEWS_MS = 20_000;
 
-export function App({ telephone }: { telephone: Telephone }) {
+interface Props {
+  telephone: Telephone;
+  door: Door;
+  /** What the link that opened this page carried; null if it was opened without one. */
+  token: string | null;
+}
+
+export function App({ telephone, door, token }: Props) {
   const [, changed] = useState(0);
   useEffect(() => telephone.subscribe(() => changed((n) => n + 1)), [telephone]);
   const line = useLine();
@@ -23,6 +34,7 @@ export function App({ telephone }: { telephone: Telephone }) {
   const call = telephone.call;
   // Told before anybody presses a button that cannot work.
   const lacking = missing();
+  const [entrance, enter] = useEntrance(door, token);
   const controls = useRef<HTMLDivElement>(null);
   const busy = live(call);
   // The pressed button is gone, and with it the keyboard's place on the page: put it on the button that took its place.
@@ -30,7 +42,11 @@ export function App({ telephone }: { telephone: Telephone }) {
     if (document.activeElement === document.body && call.phase !== 'idle')
       controls.current?.querySelector<HTMLElement>('.hangup, .dial')?.focus({ preventScroll: true });
   }, [busy]);
-  const trouble: Trouble | null = lacking ? { fault: lacking, message: '' } : call.trouble;
+  const closed: Trouble | null =
+    entrance.state === 'closed' ? { fault: entrance.fault, message: entrance.message } : null;
+  const trouble: Trouble | null = lacking ? { fault: lacking, message: '' } : (call.trouble ?? closed);
+  // What a link opened is over: nothing on this page opens it again.
+  const shut = trouble !== null && LINKS.includes(trouble.fault);
 
   return (
     <Numbers telephone={telephone} call={call} fault={trouble?.fault}>
@@ -64,33 +80,56 @@ export function App({ telephone }: { telephone: Telephone }) {
             <p>{texts.askingHelp}</p>
           </div>
         )}
+        {call.phase === 'queued' && call.place && <Queue place={call.place} />}
+        {call.phase === 'forgot' && (
+          <div class="notice" role="alert">
+            <h2>{texts.forgot}</h2>
+            <p>{texts.forgotHelp}</p>
+          </div>
+        )}
         {trouble && <Notice trouble={trouble} call={call} />}
         {call.phase === 'talking' && <Hints call={call} />}
-        {telephone.transcript.length > 0 && <Words transcript={telephone.transcript} />}
+        {telephone.transcript.length > 0 && (
+          <Words transcript={telephone.transcript} deaf={wordless(telephone)} />
+        )}
       </div>
 
       <div class="controls" ref={controls}>
+        {call.phase === 'forgot' && (
+          <button type="button" class="dial" onClick={() => telephone.anew()}>
+            <CallIcon />
+            <span>{texts.goOn}</span>
+          </button>
+        )}
         {busy ? (
           <>
-            <button
-              type="button"
-              class="round"
-              data-on={call.muted}
-              onClick={() => telephone.mute(!call.muted)}
-            >
-              <MicrophoneIcon off={call.muted} />
-              <span>{call.muted ? texts.unmute : texts.mute}</span>
-            </button>
+            {call.phase !== 'forgot' && (
+              <button
+                type="button"
+                class="round"
+                data-on={call.muted}
+                onClick={() => telephone.mute(!call.muted)}
+              >
+                <MicrophoneIcon off={call.muted} />
+                <span>{call.muted ? texts.unmute : texts.mute}</span>
+              </button>
+            )}
             <button type="button" class="round hangup" onClick={() => telephone.hangUp()}>
               <HangUpIcon />
-              <span>{texts.hangUp}</span>
+              <span>{call.phase === 'queued' ? texts.leaveQueue : texts.hangUp}</span>
             </button>
           </>
         ) : (
-          !lacking && (
-            <button type="button" class="dial" onClick={() => telephone.dial()}>
+          !lacking &&
+          !shut && (
+            <button
+              type="button"
+              class="dial"
+              disabled={entrance.state === 'looking'}
+              onClick={() => (entrance.state === 'closed' ? enter() : telephone.dial())}
+            >
               <CallIcon />
-              <span>{again(call)}</span>
+              <span>{entrance.state === 'closed' ? texts.tryAgain : again(call)}</span>
             </button>
           )
         )}
@@ -99,7 +138,7 @@ export function App({ telephone }: { telephone: Telephone }) {
       <footer class="foot">
         {!live(call) && (
           <p>
-            {texts.machine} {texts.headphones}
+            {texts.machine} {texts.kept(entrance.state === 'open' ? entrance.rules : null)} {texts.headphones}
           </p>
         )}
         {!live(call) && line.authority && <Certificate url={line.authority} />}
@@ -123,7 +162,7 @@ function Notice({ trouble, call }: { trouble: Trouble; call: Call }) {
     <div class="notice" role={live(call) ? undefined : 'alert'} data-fault={trouble.fault}>
       <h2>{title}</h2>
       <p>{mend}</p>
-      {trouble.message && <p class="told">{trouble.message}</p>}
+      {trouble.message && !LINKS.includes(trouble.fault) && <p class="told">{trouble.message}</p>}
       {live(call) && (
         <p class="trying">
           <span class="spinner" aria-hidden="true" />
@@ -135,11 +174,24 @@ function Notice({ trouble, call }: { trouble: Trouble; call: Call }) {
   );
 }
 
+/** Where one stands while others talk. */
+function Queue({ place }: { place: Place }) {
+  const { position, waitMs } = place;
+  return (
+    <div class="hello queue" role="status">
+      <h2>{position === null ? texts.queued : texts.position(position)}</h2>
+      {waitMs !== null && <p>{texts.estimate(waitMs)}</p>}
+      <p>{texts.queueHelp}</p>
+    </div>
+  );
+}
+
 /** What the caller should know while talking. */
 function Hints({ call }: { call: Call }) {
-  const fresh = useFresh(call.conversations);
+  const back = useFresh(call.resumed);
   const hints = [
-    anew(call) && fresh && texts.anewHelp,
+    call.until !== null && texts.drainingHelp(new Date(call.until)),
+    call.resumed > 0 && back && texts.resumedHelp,
     call.deaf && texts.deafHelp,
     call.slow && texts.slowHelp,
   ].filter((hint) => hint !== false);
@@ -224,6 +276,7 @@ function Numbers({ telephone, call, fault, children }: Frame) {
       data-fault={fault}
       data-muted={call.muted}
       data-conversations={call.conversations}
+      data-resumed={call.resumed}
     >
       {children}
     </main>
@@ -240,6 +293,23 @@ function useFresh(value: number): boolean {
   return old !== value;
 }
 
+/** Whether one may call from here, and how to ask once more. */
+function useEntrance(door: Door, token: string | null): [Entrance, () => void] {
+  const [entrance, setEntrance] = useState<Entrance>({ state: 'looking' });
+  const enter = () => {
+    setEntrance({ state: 'looking' });
+    void door.enter(token).then(setEntrance);
+  };
+  useEffect(enter, [door, token]);
+  return [entrance, enter];
+}
+
+/** Why the caller's own words are not in the transcript; null where they are, or where nobody ever promised them. */
+function wordless({ listening }: Telephone): string | null {
+  if (listening?.available !== false) return null;
+  return texts.wordless(listening.reason);
+}
+
 function useLine(): About {
   const [line, setLine] = useState(unknown);
   useEffect(() => {
@@ -253,12 +323,17 @@ function status(call: Call): string {
     case 'idle':
     case 'asking':
       return '';
+    case 'joining':
     case 'dialling':
       return call.conversations > 0 ? texts.diallingAgain : texts.dialling;
     case 'waiting':
       return call.trouble ? faults[call.trouble.fault].title : texts.waiting;
+    case 'queued':
+      return texts.queued;
     case 'talking':
       return texts.talking;
+    case 'forgot':
+      return texts.forgotStatus;
     case 'ended':
       return texts.ended;
     case 'failed':
@@ -269,14 +344,4 @@ function status(call: Call): string {
 function again(call: Call): string {
   if (call.phase === idle.phase) return texts.call;
   return call.phase === 'failed' ? texts.tryAgain : texts.callAgain;
-}
-
-/** 75,000 ms as 1:15, and hours only if there are any. */
-export function clock(ms: number): string {
-  const seconds = Math.floor(ms / 1000);
-  const two = (n: number) => String(n).padStart(2, '0');
-  const minutes = Math.floor(seconds / 60);
-  return minutes < 60
-    ? `${minutes}:${two(seconds % 60)}`
-    : `${Math.floor(minutes / 60)}:${two(minutes % 60)}:${two(seconds % 60)}`;
 }

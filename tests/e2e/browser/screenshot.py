@@ -23,6 +23,12 @@ SCHEMES = ("dark", "light")
 SENTENCE = (
     "Hello! Lovely to hear from you. I can listen while I talk, so feel free to interrupt me at any time."
 )
+CONVERSATION = (
+    ("Hi there, can you hear me while you talk?", True),
+    ("That is", False),
+    ("That is good to know.", True),
+    ("So what shall we", False),
+)
 REFUSED = (
     "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', 'NotAllowedError'))"
 )
@@ -73,9 +79,11 @@ def screens(browser: Browser, line: standin.Line, out: Path) -> None:
                 caller.page.wait_for_timeout(2500)
                 shoot(caller, "5-waiting")
                 line.refusal = None
+                caller.until_state("forgot", 30)
+                shoot(caller, "6-forgot")
+                caller.press("Start anew")
                 caller.until_state("talking", 30)
                 caller.hear(40)
-                shoot(caller, "6-anew")
                 caller.press("Hang up")
                 shoot(caller, "7-ended")
             with _opened(browser, line.url, size, scheme, REFUSED) as caller:
@@ -88,6 +96,25 @@ def screens(browser: Browser, line: standin.Line, out: Path) -> None:
                 caller.until_state("failed")
                 shoot(caller, "9-busy")
             line.refusal = None
+            line.desk.access, line.desk.queue, line.duplex = "links", 2, True
+            with _opened(browser, f"{line.url}/#t={line.desk.link(uses=0)}", size, scheme) as caller:
+                caller.see("This link opens nothing")
+                shoot(caller, "10-invalid")
+            with _opened(browser, f"{line.url}/#t={line.desk.link()}", size, scheme) as caller:
+                caller.press("Call Moshi")
+                caller.until_state("queued")
+                shoot(caller, "11-queue")
+                line.desk.queue = 0
+                line.desk.your_turn(line.desk.place)
+                caller.until_state("talking")
+                for text, final in CONVERSATION:
+                    line.tell(type="transcript", who="caller", text=text, final=final, start_ms=0, end_ms=1)
+                    caller.hear(20)
+                shoot(caller, "12-both")
+                line.kill()
+                caller.until(lambda: caller.number("resumed") == 1, 20, "the same conversation")
+                shoot(caller, "13-resumed")
+            line.desk.access, line.duplex = None, False
 
 
 def pair(browser: Browser, url: str, path: Path) -> None:

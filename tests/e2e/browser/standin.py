@@ -2,7 +2,8 @@
 
 It speaks the engine's side of Moshi's protocol as moshi.server does (handshake when the conversation begins,
 one frame of 80 ms out per frame in except for the first, two pages of 40 ms per frame, words as text pieces),
-decodes what it hears so that a test can tell a voice from silence, and misbehaves on request.
+decodes what it hears so that a test can tell a voice from silence, and misbehaves on request. With `duplex`
+it speaks metadata too, and keeps a conversation that broke. The orchestrator's side is desk.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler
 from numpy.typing import NDArray
 
-HANDSHAKE, AUDIO, TEXT, _, _, ERROR = range(6)
+from tests.e2e.browser.desk import Desk
+
+HANDSHAKE, AUDIO, TEXT, _, METADATA, ERROR = range(6)
 SAMPLE_RATE = 24_000
 FRAME = 1920
 SILENCE = 0.003
@@ -69,6 +72,11 @@ class Heard:
     voiced: int = 0
     """Samples in frames that are louder than silence."""
     open: bool = True
+    closed_with: int | None = None
+    """Close code of the latest connection, as the page gave it."""
+    connections: int = 1
+    began: float = field(default_factory=time.monotonic)
+    hello: bool = False
 
     @property
     def voiced_ms(self) -> float:
@@ -99,8 +107,18 @@ class Line:
     version: str | None = "0.0+standin"
     health: int = 200
     words: tuple[str, ...] = WORDS
+    duplex: bool = False
+    """Speak metadata to a page that says hello, and keep a broken conversation for its call."""
+    forgetful: bool = False
+    """Do not keep it: the engine was killed, or the grace is over."""
+    metadata: list[dict[str, object]] = field(default_factory=list)
+    """What a page that says hello is told after its welcome."""
+    desk: Desk = field(default_factory=Desk)
+    held: dict[str, Heard] = field(default_factory=dict)
+    """Conversations by call."""
     requests: list[str] = field(default_factory=list)
     _transports: set[asyncio.Transport] = field(default_factory=set)
+    _sockets: set[web.WebSocketResponse] = field(default_factory=set)
     _loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -124,10 +142,23 @@ class Line:
         for transport in tuple(self._transports):
             self._loop.call_soon_threadsafe(transport.abort)
 
-    async def chat(self, request: web.Request) -> web.WebSocketResponse:
+    def tell(self, **metadata: object) -> None:
+        """Say this to every page that said hello."""
+        message = bytes([METADATA]) + json.dumps(metadata).encode()
+        assert self._loop is not None
+        for socket in tuple(self._sockets):
+            asyncio.run_coroutine_threadsafe(socket.send_bytes(message), self._loop).result(5)
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
         """The engine's side of one conversation."""
+        call = self.desk.admit(request.query.get("ticket"))
         socket = web.WebSocketResponse()
         await socket.prepare(request)
+        if isinstance(call, web.Response):
+            body = {"code": "not_allowed", "message": "This call needs a ticket."}
+            await socket.send_bytes(bytes([ERROR]) + json.dumps(body).encode())
+            await socket.close(code=1008)
+            return socket
         if self.refusal is not None:
             code, message, close = self.refusal
             body = json.dumps({"code": code, "message": message}).encode()
@@ -140,15 +171,34 @@ class Line:
             return socket
         assert isinstance(request.transport, asyncio.Transport)
         self._transports.add(request.transport)
-        heard = Heard()
-        self.conversations.append(heard)
-        await socket.send_bytes(bytes([HANDSHAKE]))
+        old = self.held.get(call or "")
+        if self.duplex and old is not None and not self.forgetful:
+            heard = old
+            heard.open, heard.hello, heard.connections = True, False, heard.connections + 1
+        else:
+            heard = Heard()
+            self.conversations.append(heard)
+        if call is not None:
+            self.held[call] = heard
         try:
+            await socket.send_bytes(bytes([HANDSHAKE]))
             await self._echo(socket, heard)
         finally:
             heard.open = False
+            heard.closed_with = socket.close_code
             self._transports.discard(request.transport)
+            self._sockets.discard(socket)
+            if heard.closed_with == 1000 and call is not None:
+                self.held.pop(call, None)
         return socket
+
+    async def _hello(self, socket: web.WebSocketResponse, heard: Heard) -> None:
+        heard.hello = True
+        self._sockets.add(socket)
+        age = round(time.monotonic() - heard.began, 1)
+        welcome = {"type": "welcome", "engine": "duplex", "call": "of the stand-in", "age_s": age}
+        for told in (welcome, {"type": "status", "turnaround_ms": 21.5, "lag_ms": 0}, *self.metadata):
+            await socket.send_bytes(bytes([METADATA]) + json.dumps(told).encode())
 
     async def _echo(self, socket: web.WebSocketResponse, heard: Heard) -> None:
         reader = sphn.OpusStreamReader(SAMPLE_RATE)
@@ -156,7 +206,11 @@ class Line:
         pending: NDArray[np.float32] = np.zeros(0, dtype=np.float32)
         frames = 0
         async for message in socket:
-            if message.type is not WSMsgType.BINARY or not message.data or message.data[0] != AUDIO:
+            if message.type is not WSMsgType.BINARY or not message.data:
+                continue
+            if message.data[0] == METADATA and self.duplex and not heard.hello:
+                await self._hello(socket, heard)
+            if message.data[0] != AUDIO:
                 continue
             heard.pages += 1
             pcm = reader.append_bytes(message.data[1:])
@@ -212,6 +266,7 @@ def _application(line: Line, page: Path) -> web.Application:
     application.router.add_get("/health", health)
     application.router.add_get("/line.json", deployed)
     application.router.add_get("/hotline-ca.pem", authority)
+    application.router.add_routes(line.desk.routes())
     application.router.add_get("/{path:.*}", file)
     return application
 
@@ -224,6 +279,7 @@ def running(page: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[Line
     """
     line = Line()
     loop = asyncio.new_event_loop()
+    line.desk._loop = loop
     runner = web.AppRunner(_application(line, page.resolve()), access_log=None, shutdown_timeout=0.2)
 
     async def start() -> str:

@@ -36,7 +36,7 @@ def test_one_talks_hears_and_hangs_up(browser: Browser, line_url: str) -> None:
 def test_moshis_words_can_be_read_during_and_after_the_call(browser: Browser, line_url: str) -> None:
     with calling(browser, line_url) as caller:
         caller.talk()
-        words = caller.page.get_by_label("What Moshi says").locator(".said")
+        words = caller.page.get_by_label("What is said").locator(".said[data-who=moshi] .text").first
         caller.until(lambda: len(words.inner_text()) > 3, 60, "words of Moshi")
         said = words.inner_text()
         assert not re.search(r"<0x[0-9A-F]{2}>", said), "bytes are not characters"
@@ -77,7 +77,7 @@ def test_the_footer_says_whose_voice_and_which_version(browser: Browser, line_ur
         caller.see("You talk to a machine.")
 
 
-def test_a_killed_engine_is_told_and_the_call_comes_back_by_itself(
+def test_a_killed_engine_is_told_and_the_page_is_back_by_itself_and_asks_before_it_starts_anew(
     browser: Browser, line_url: str, kill_engine: Callable[[], None]
 ) -> None:
     with calling(browser, line_url) as caller:
@@ -87,8 +87,10 @@ def test_a_killed_engine_is_told_and_the_call_comes_back_by_itself(
         caller.until_state("waiting", 10)
         assert caller.page.locator(".notice h2").is_visible()
         caller.see("Trying again by itself")
-        caller.until_state("talking", 120)
-        caller.see("Moshi starts anew: it remembers nothing of what was said before.")
+        caller.until_state("forgot", 120)
+        caller.see("Moshi remembers nothing of what was said.")
+        caller.press("Start anew")
+        caller.until_state("talking", 30)
         assert caller.number("conversations") == 2
         caller.hear(25)
         caller.press("Hang up")

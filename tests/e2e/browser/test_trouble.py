@@ -197,9 +197,11 @@ class TestWhatTheLineDoesNotSay:
             assert 1.5 < took < 4.5
             caller.see("Moshi fell silent")
             line.hang = False
+            caller.until_state("forgot")
+            caller.press("Start anew")
             caller.until_state("talking")
             caller.hear(10)
-            caller.see("Moshi starts anew")
+            assert caller.number("conversations") == 2
 
     def test_sound_that_cannot_be_decoded_is_as_good_as_silence(self, browser: Browser, line: Line) -> None:
         with calling(browser, line.url) as caller:
@@ -209,6 +211,8 @@ class TestWhatTheLineDoesNotSay:
             caller.until_state("waiting", 10)
             caller.see("Moshi fell silent")
             line.garbage = False
+            caller.until_state("forgot")
+            caller.press("Start anew")
             caller.until_state("talking")
             caller.hear(10)
             caller.watch.assert_clean()
@@ -244,6 +248,8 @@ class TestWhatTheLineDoesNotSay:
             caller.page.evaluate("window.dispatchEvent(new Event('offline'))")
             caller.see("You are offline")
             caller.page.context.set_offline(False)
+            caller.until_state("forgot", 15)
+            caller.press("Start anew")
             caller.until_state("talking", 15)
             caller.hear(5)
 
