@@ -29,6 +29,8 @@ export type Fault =
   | 'link_invalid' // wrong, spent, expired or revoked: the line does not say which
   | 'session_over' // what the link gave is no longer valid
   | 'call_over' // this call is over on the line's side
+  | 'ticket_invalid' // too old, or shown before: the next one may do
+  | 'hung_up' // whoever runs the line ended this call
   // The line said nothing
   | 'unreachable' // no connection, or cut before Moshi answered
   | 'no_answer' // connected, but Moshi never said hello
@@ -129,9 +131,22 @@ const FAST_MS = 900;
 /** How long a line may be busy with a call that its caller has hung up: it frees a vanished one's engine within 15 s. */
 const CLEARING_MS = 15_000;
 /** Trouble that a call which was never answered waits out. */
-const WORTH_WAITING: readonly Fault[] = ['starting', 'restarting', 'call_in_use', 'call_over'];
+const WORTH_WAITING: readonly Fault[] = [
+  'starting',
+  'restarting',
+  'call_in_use',
+  'call_over',
+  'ticket_invalid',
+];
 /** Trouble that no waiting mends, whatever was before. */
-const FINAL: readonly Fault[] = ['not_allowed', 'too_long', 'link_needed', 'link_invalid', 'session_over'];
+const FINAL: readonly Fault[] = [
+  'not_allowed',
+  'too_long',
+  'hung_up',
+  'link_needed',
+  'link_invalid',
+  'session_over',
+];
 /** Afterwards it is for the caller to decide, ms. */
 export const GIVE_UP_MS = 180_000;
 
@@ -181,7 +196,11 @@ export function next(call: Call, event: Event, now: number): Call {
           })
         : call;
     case 'queued':
-      return (call.phase === 'joining' || call.phase === 'queued') && !same(call.place, event.place)
+      // Who was called and did not come in time is called again: back to the queue, with the place kept.
+      return (call.phase === 'joining' ||
+        call.phase === 'queued' ||
+        (call.phase === 'dialling' && !call.held)) &&
+        !same(call.place, event.place)
         ? { ...call, phase: 'queued', place: event.place, trouble: null }
         : call;
     case 'barred':
@@ -320,7 +339,16 @@ export function refusal(code: string): Fault {
     case 'not_allowed':
     case 'call_in_use':
     case 'too_long':
+    case 'link_needed':
+    case 'ticket_invalid':
       return code;
+    case 'queue_full':
+      return 'line_full';
+    case 'database_down':
+      return 'line_down';
+    case 'operator':
+    case 'revoked':
+      return 'hung_up';
     case 'going_away':
       return 'restarting';
     default:

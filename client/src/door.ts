@@ -202,7 +202,7 @@ export class Door {
       return admission(await this.#ask('POST', '/api/calls', question ? { question_id: question } : {}));
     } catch (error) {
       const { status, code } = known(error);
-      if ((status === 404 && code !== 'question_unknown') || status === 405) return { state: 'direct' };
+      if ((status === 404 && code !== 'call_unknown') || status === 405) return { state: 'direct' };
       throw error;
     }
   }
@@ -283,11 +283,13 @@ export class Door {
 
 function faultOf(status: number, code: string, known: boolean): Fault {
   if (code === 'link_invalid' || code === 'call_over') return code;
+  // A line that was restarted does not know our call any more.
+  if (code === 'call_unknown') return 'call_over';
   if (status === 401) return known ? 'session_over' : 'link_needed';
   if (status === 403) return 'not_allowed';
   const told = refusal(code);
   if (told !== 'refused') return told;
-  return status >= 500 ? 'unreachable' : 'refused';
+  return status >= 500 && code === '' ? 'unreachable' : 'refused';
 }
 
 /** Anything that was thrown, as a refusal. */

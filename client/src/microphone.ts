@@ -20,10 +20,17 @@ const ENCODER = {
 /** Opus counts in samples at 48 kHz, whatever the encoder's rate (RFC 7845, section 4). */
 const POSITIONS_PER_MS = 48;
 
-const WANTED: MediaStreamConstraints = {
-  audio: { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 },
+/** `device`: the one that the caller chose, if it is there; else whatever the browser takes. */
+const wanted = (device: string | null): MediaStreamConstraints => ({
+  audio: {
+    echoCancellation: true,
+    noiseSuppression: true,
+    autoGainControl: true,
+    channelCount: 1,
+    ...(device === null ? {} : { deviceId: { ideal: device } }),
+  },
   video: false,
-};
+});
 
 export class Microphone {
   readonly #context: AudioContext;
@@ -35,23 +42,25 @@ export class Microphone {
   #source: MediaStreamAudioSourceNode;
   #encoder: AudioWorkletNode | null = null;
   #muted = false;
+  #device: string | null;
   /** The microphone went away or came back. */
   onpresence: (present: boolean) => void = () => {};
 
   /** Asks for the microphone. Rejects with what the browser says; `fault` puts that into a word of ours. */
-  static async open(context: AudioContext): Promise<Microphone> {
-    const stream = await navigator.mediaDevices.getUserMedia(WANTED);
+  static async open(context: AudioContext, device: string | null): Promise<Microphone> {
+    const stream = await navigator.mediaDevices.getUserMedia(wanted(device));
     try {
       await context.audioWorklet.addModule(encoderUrl);
     } catch (error) {
       stop(stream);
       throw error;
     }
-    return new Microphone(context, stream);
+    return new Microphone(context, stream, device);
   }
 
-  private constructor(context: AudioContext, stream: MediaStream) {
+  private constructor(context: AudioContext, stream: MediaStream, device: string | null) {
     this.#context = context;
+    this.#device = device;
     this.#analyser = new AnalyserNode(context, { fftSize: 2048 });
     this.#latest = new Float32Array(this.#analyser.fftSize);
     this.#silence = new ConstantSourceNode(context, { offset: 0 });
@@ -103,6 +112,22 @@ export class Microphone {
     return Math.sqrt(energy / this.#latest.length);
   }
 
+  /** The voice as it is sent, for a recording. */
+  get node(): AudioNode {
+    return this.#analyser;
+  }
+
+  /** What the device itself runs at, Hz; null if the browser does not say. */
+  get sampleRate(): number | null {
+    return this.#stream.getAudioTracks()[0]?.getSettings().sampleRate ?? null;
+  }
+
+  /** Takes another device, in the middle of a call if need be. */
+  async choose(device: string | null): Promise<void> {
+    this.#device = device;
+    await this.#again();
+  }
+
   close(): void {
     navigator.mediaDevices.removeEventListener('devicechange', this.#onchange);
     this.stop();
@@ -134,7 +159,7 @@ export class Microphone {
   /** Takes whatever microphone there is now, if any; the next change of devices tries again. */
   async #again(): Promise<void> {
     try {
-      const stream = await navigator.mediaDevices.getUserMedia(WANTED);
+      const stream = await navigator.mediaDevices.getUserMedia(wanted(this.#device));
       stop(this.#stream);
       this.#source.disconnect();
       this.#stream = stream;

@@ -16,6 +16,9 @@ export class OggPages {
   #begun = false;
   /** Bytes that were thrown away. */
   dropped = 0;
+  /** Pages that are missing between those that came, by their numbers (RFC 3533, section 6). */
+  gaps = 0;
+  #next: number | null = null;
 
   /** The pages that are complete now, each in a buffer of its own. */
   add(bytes: Uint8Array): Uint8Array<ArrayBuffer>[] {
@@ -34,7 +37,13 @@ export class OggPages {
       for (let i = 0; i < segments; i++) length += data[HEADER + i] ?? 0;
       if (data.length < length) break;
       const page = data.slice(0, length);
-      if ((page[5] ?? 0) & BEGINS) this.#begun = true;
+      if ((page[5] ?? 0) & BEGINS) {
+        this.#begun = true;
+        this.#next = null;
+      }
+      const number = new DataView(page.buffer).getUint32(18, true);
+      if (this.#next !== null && number > this.#next) this.gaps += number - this.#next;
+      this.#next = number + 1;
       if (this.#begun && find(page, 1) === page.length) pages.push(page);
       else this.dropped += length;
       data = data.subarray(length);

@@ -19,10 +19,14 @@ const RING_STEP_S = 0.22;
 export class Speaker {
   readonly #context: AudioContext;
   readonly #node: AudioWorkletNode;
+  readonly #gain: GainNode;
   readonly #decoder: Worker;
   #pages = new OggPages();
   /** The latest report from the audio thread. */
   report: FromSpeaker | null = null;
+  /** Pages of Ogg that never came, over all conversations. */
+  gaps = 0;
+  onreport: (report: FromSpeaker) => void = () => {};
   /** Sound was decoded, ms of it. */
   ondecoded: (ms: number) => void = () => {};
   /** The decoder died: there will be no sound any more. */
@@ -46,9 +50,11 @@ export class Speaker {
   private constructor(context: AudioContext, decoder: Worker) {
     this.#context = context;
     this.#node = new AudioWorkletNode(context, 'speaker', { numberOfInputs: 0, outputChannelCount: [1] });
-    this.#node.connect(context.destination);
+    this.#gain = new GainNode(context);
+    this.#node.connect(this.#gain).connect(context.destination);
     this.#node.port.onmessage = ({ data }: MessageEvent<FromSpeaker>) => {
       this.report = data;
+      this.onreport(data);
     };
     this.#decoder = decoder;
     decoder.onmessage = ({ data }: MessageEvent<Decoded>) => {
@@ -68,8 +74,20 @@ export class Speaker {
 
   /** Bytes from the line. */
   play(bytes: Uint8Array): void {
+    const before = this.#pages.gaps;
     for (const pages of this.#pages.add(bytes))
       this.#decoder.postMessage({ command: 'decode', pages }, [pages.buffer]);
+    this.gaps += this.#pages.gaps - before;
+  }
+
+  /** 0 to 1, as a hand on a slider means it: loudness goes with the square. */
+  set volume(volume: number) {
+    this.#gain.gain.setTargetAtTime(volume ** 2, this.#context.currentTime, 0.02);
+  }
+
+  /** Moshi's voice before the volume, for a recording. */
+  get node(): AudioNode {
+    return this.#node;
   }
 
   /** From the buffer to the ear, ms, as far as the browser knows. */
@@ -97,6 +115,7 @@ export class Speaker {
     this.#decoder.terminate();
     this.#node.port.onmessage = null;
     this.#node.disconnect();
+    this.#gain.disconnect();
     this.report = null;
   }
 
@@ -126,4 +145,16 @@ function proven(decoder: Worker, rate: number): Promise<void> {
     });
     for (const pages of new OggPages().add(silence())) decoder.postMessage({ command: 'decode', pages });
   });
+}
+
+/** Can the caller choose where it is heard? Chromium can; elsewhere the system decides. */
+export function canChooseSpeaker(): boolean {
+  return 'setSinkId' in AudioContext.prototype;
+}
+
+/** Sends the sound to a device; to the system's own choice if that device is not there any more. */
+export async function chooseSpeaker(context: AudioContext, device: string | null): Promise<void> {
+  if (!canChooseSpeaker()) return;
+  const able = context as AudioContext & { setSinkId(id: string): Promise<void> };
+  await able.setSinkId(device ?? '').catch(() => (device === null ? undefined : able.setSinkId('')));
 }

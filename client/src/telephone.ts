@@ -4,12 +4,16 @@
  */
 import { type Call, connected, type Event, HANDSHAKE_MS, idle, live, next, SILENCE_MS } from './call';
 import { type Door, known, place, type Ticket, ticket } from './door';
+import { EchoEar } from './echo';
 import { follow } from './events';
 import { chatUrl } from './line';
 import { type News, news, remembers, type Words as Listening } from './metadata';
 import { fault, Microphone, missing } from './microphone';
 import { decode, encodeAudio, encodeHello } from './protocol';
-import { Speaker } from './speaker';
+import { type Quality, QualityJudge } from './quality';
+import { canRecord, ending, Recorder } from './recorder';
+import { keepSettings, readSettings, type Settings } from './settings';
+import { chooseSpeaker, Speaker } from './speaker';
 import type { FromSpeaker } from './speaker.worklet';
 import { begun, heard, said, settled, type Transcript } from './transcript';
 import { Turnaround } from './turnaround';
@@ -44,6 +48,11 @@ export interface Numbers {
   /** Frames of 80 ms lost at the engine: ours, that it never heard, and Moshi's, that it never sent. */
   unheardFrames: number;
   unsaidFrames: number;
+  /** Pages of sound that never came. */
+  gaps: number;
+  /** What the sound runs at here, Hz; 0 until known. */
+  contextHz: number;
+  microphoneHz: number;
   /** Connections that broke and came back with Moshi's memory whole. */
   resumed: number;
 }
@@ -73,6 +82,7 @@ export class Telephone {
   readonly #door: Door;
   #transcript: Transcript = [];
   #listening: Listening | null = null;
+  #engineName: string | null = null;
   #engine: { turnaroundMs: number | null; lagMs: number | null; unheard: number; unsaid: number } = NO_ENGINE;
   /** What the line calls this call, and the ticket that is good for its next connection. */
   #id: string | null = null;
@@ -81,6 +91,20 @@ export class Telephone {
   #welcome: ReturnType<typeof setTimeout> | undefined;
   /** When the latest connection was asked for. */
   #asked = 0;
+  #settings: Settings = readSettings();
+  #judge = new QualityJudge();
+  #quality: Quality | null = null;
+  #judged = 0;
+  #ear = new EchoEar();
+  #echo = false;
+  #gaps = 0;
+  #hertz = { context: 0, microphone: 0 };
+  #recorder: Recorder | null = null;
+  #recording: { url: string; name: string } | null = null;
+  /** The caller finished a turn; what was said in it. */
+  onturn: (text: string) => void = () => {};
+  /** Something runs because of this call; its id. */
+  onexecution: (id: string) => void = () => {};
   #listeners = new Set<() => void>();
   #sound: Sound | null = null;
   /** Counts the calls, so that what one began does not end up in the next. */
@@ -115,9 +139,81 @@ export class Telephone {
     return this.#transcript;
   }
 
+  /** What the engine calls itself; null if it does not. */
+  get engine(): string | null {
+    return this.#engineName;
+  }
+
   /** Whether the engine listens for the caller's words; null while it does not say. */
   get listening(): Listening | null {
     return this.#listening;
+  }
+
+  get settings(): Settings {
+    return this.#settings;
+  }
+
+  /** The connection in a word; null while nobody talks. */
+  get quality(): Quality | null {
+    return this.#call.phase === 'talking' ? this.#quality : null;
+  }
+
+  /** Moshi was heard through the microphone in this call: headphones would help. */
+  get echo(): boolean {
+    return this.#echo;
+  }
+
+  /** Is the call being recorded? Null where it cannot be. */
+  get recording(): boolean | null {
+    return canRecord() ? this.#recorder !== null : null;
+  }
+
+  /** The finished recording of the latest call, to be saved. */
+  get recorded(): { url: string; name: string } | null {
+    return this.#recording;
+  }
+
+  set volume(volume: number) {
+    this.#keep({ volume });
+    if (this.#sound) this.#sound.speaker.volume = volume;
+  }
+
+  chooseMicrophone(device: string | null): void {
+    this.#keep({ microphone: device });
+    void this.#sound?.microphone.choose(device);
+  }
+
+  chooseSpeaker(device: string | null): void {
+    this.#keep({ speaker: device });
+    if (this.#sound) void chooseSpeaker(this.#sound.context, device);
+  }
+
+  #keep(change: Partial<Settings>): void {
+    this.#settings = { ...this.#settings, ...change };
+    keepSettings(this.#settings);
+    this.#tell();
+  }
+
+  /** Begins or ends a recording, which stays on this device. */
+  record(on: boolean): void {
+    if (!on) {
+      void this.#endRecording();
+    } else if (this.#sound && !this.#recorder) {
+      const { context, microphone, speaker } = this.#sound;
+      this.#recorder = new Recorder(context, microphone.node, speaker.node);
+    }
+    this.#tell();
+  }
+
+  async #endRecording(): Promise<void> {
+    const recorder = this.#recorder;
+    this.#recorder = null;
+    if (!recorder) return;
+    const blob = await recorder.stop();
+    if (this.#recording) URL.revokeObjectURL(this.#recording.url);
+    const name = `hotline-${new Date().toISOString().slice(0, 16).replace(/[:T]/g, '-')}.${ending(blob)}`;
+    this.#recording = { url: URL.createObjectURL(blob), name };
+    this.#tell();
   }
 
   get levels(): Levels {
@@ -147,6 +243,9 @@ export class Telephone {
       engineLagMs: this.#engine.lagMs,
       unheardFrames: this.#engine.unheard,
       unsaidFrames: this.#engine.unsaid,
+      gaps: this.#gaps + (this.#sound?.speaker.gaps ?? 0),
+      contextHz: this.#hertz.context,
+      microphoneHz: this.#hertz.microphone,
       resumed: this.#call.resumed,
     };
   }
@@ -219,6 +318,11 @@ export class Telephone {
     this.#sentMs = 0;
     this.#receivedMs = 0;
     this.#turnaround = new Turnaround();
+    this.#judge = new QualityJudge();
+    this.#quality = null;
+    this.#ear = new EchoEar();
+    this.#echo = false;
+    this.#gaps = 0;
     this.#lastReport = null;
     const lacking = missing();
     if (lacking) {
@@ -228,8 +332,12 @@ export class Telephone {
     // Made and resumed here, within the tap: later it would stay silent.
     const context = new AudioContext({ latencyHint: 'interactive' });
     void context.resume();
-    const [heard, spoken] = await Promise.allSettled([Microphone.open(context), Speaker.open(context)]);
-    const microphone = heard.status === 'fulfilled' ? heard.value : null;
+    void chooseSpeaker(context, this.#settings.speaker);
+    const [listening, spoken] = await Promise.allSettled([
+      Microphone.open(context, this.#settings.microphone),
+      Speaker.open(context),
+    ]);
+    const microphone = listening.status === 'fulfilled' ? listening.value : null;
     const speaker = spoken.status === 'fulfilled' ? spoken.value : null;
     const wanted = mine === this.#calls && this.#call.phase === 'asking';
     if (!wanted || !microphone || !speaker) {
@@ -237,11 +345,19 @@ export class Telephone {
       speaker?.close();
       void context.close();
       if (!wanted) return;
-      const reason = heard.status === 'rejected' ? fault(heard.reason) : 'sound_failed';
+      const reason = listening.status === 'rejected' ? fault(listening.reason) : 'sound_failed';
       this.#happened({ type: 'impossible', fault: reason });
       return;
     }
     this.#sound = { context, microphone, speaker };
+    this.#hertz = { context: context.sampleRate, microphone: microphone.sampleRate ?? 0 };
+    speaker.volume = this.#settings.volume;
+    speaker.onreport = ({ level }) => {
+      if (this.#echo || this.#call.phase !== 'talking' || this.#call.muted) return;
+      if (!this.#ear.hears(level, microphone.level)) return;
+      this.#echo = true;
+      this.#tell();
+    };
     microphone.muted = this.#call.muted;
     microphone.onpresence = (present) => this.#happened({ type: 'microphone', present });
     speaker.onfault = () => this.#happened({ type: 'impossible', fault: 'sound_failed' });
@@ -320,11 +436,20 @@ export class Telephone {
         this.#happened({ type: 'admitted' });
         break;
       }
-      case 'ended':
-        // While one talks, the engine itself says how it ended.
-        if (this.#call.phase === 'queued')
-          this.#happened({ type: 'barred', fault: 'call_over', message: '' });
+      case 'execution':
+        if (typeof value.id === 'string') this.onexecution(value.id);
         break;
+      case 'ended': {
+        this.#stream?.stop();
+        const { reason } = value;
+        if (this.#call.phase === 'queued') {
+          this.#happened({ type: 'barred', fault: 'call_over', message: '' });
+        } else if (reason === 'operator' || reason === 'revoked') {
+          // Anything else the engine itself tells, or a break that will come back to a call which is over.
+          this.#happened({ type: 'refused', code: reason, message: '' });
+        }
+        break;
+      }
     }
   }
 
@@ -349,8 +474,12 @@ export class Telephone {
         const good = held !== null && held.expires - Date.now() > TICKET_SPARE_MS;
         word = (good ? held : await this.#door.ticket(this.#id)).word;
       } catch (error) {
-        const { fault: reason, message } = known(error);
+        const { fault: reason, code, message } = known(error);
         if (!still()) return;
+        if (code === 'call_waiting') {
+          this.#happened({ type: 'queued', place: { position: null, waitMs: null } });
+          return;
+        }
         if (reason === 'call_over') this.#id = null;
         this.#happened({ type: 'barred', fault: reason, message });
         return;
@@ -408,6 +537,7 @@ export class Telephone {
     switch (told.type) {
       case 'welcome':
         this.#listening = told.words ?? this.#listening;
+        this.#engineName = told.engine;
         // Within the same conversation only: without an id of our own, an engine cannot know which one we mean.
         if (this.#call.phase === 'dialling' && this.#call.held && this.#id !== null) {
           clearTimeout(this.#welcome);
@@ -435,6 +565,7 @@ export class Telephone {
         }
         break;
       case 'turn_end':
+        this.onturn(told.text);
         break;
     }
     this.#tell();
@@ -492,6 +623,14 @@ export class Telephone {
     if (this.#call.phase === 'talking' && quiet > SILENCE_MS) this.#happened({ type: 'silence' });
     const late = this.numbers.latencyMs;
     if (late !== null) this.#happened({ type: 'latency', ms: late });
+    if (this.#call.phase === 'talking' && now - this.#judged > 1000) {
+      this.#judged = now;
+      const quality = this.#judge.judge(this.numbers, now);
+      if (quality !== this.#quality) {
+        this.#quality = quality;
+        this.#tell();
+      }
+    }
     if (this.#call.phase === 'dialling' && quiet > HANDSHAKE_MS) this.#happened({ type: 'unanswered' });
   }
 
@@ -519,6 +658,8 @@ export class Telephone {
     this.#sound = null;
     if (!sound) return;
     this.#lastReport = sound.speaker.report;
+    this.#gaps = sound.speaker.gaps;
+    void this.#endRecording();
     sound.microphone.close();
     sound.speaker.close();
     void sound.context.close();

@@ -1,6 +1,9 @@
 /** Every word of ours on the page, in one place, ready to be translated. */
+import type { Browser } from './browser';
 import type { Fault } from './call';
 import type { Rules } from './door';
+import type { LineCheck } from './linecheck';
+import type { Numbers } from './telephone';
 
 interface Explanation {
   title: string;
@@ -72,12 +75,109 @@ export const texts = {
   slowHelp: 'The line is slow at the moment: Moshi answers late.',
   deafHelp: 'The microphone is gone, so Moshi hears silence. Plug it in again, or connect another one.',
 
+  check: 'Check microphone and line',
+  settings: 'Settings',
+  quality: { good: 'Good connection', fair: 'Fair connection', poor: 'Poor connection' },
+  echoHelp: 'Moshi hears itself through your loudspeaker. Headphones would help it to listen to you.',
+  saveRecording: 'Save the recording',
+  sheet: {
+    title: 'Sound and line',
+    close: 'Done',
+    sound: 'Microphone and sound',
+    testMicrophone: 'Test the microphone',
+    level: 'Level',
+    speak: 'Say something: the bar should move.',
+    heard: 'You can be heard.',
+    microphone: 'Microphone',
+    speaker: 'Loudspeaker',
+    automatic: 'What the system uses',
+    volume: 'Volume',
+    tone: 'Play a tone',
+    line: 'Line',
+    checkLine: 'Check the line (two seconds)',
+    checking: 'Checking …',
+    verdict: ({ roundTripMs, jitterMs, lost, verdict }: LineCheck) =>
+      `${verdict === 'good' ? 'Good' : verdict === 'fair' ? 'Fair' : 'Poor'}: ${Math.round(roundTripMs)} ms to the line and back, ${
+        lost > 0
+          ? `${lost} of 10 questions were not answered.`
+          : jitterMs < 30
+            ? 'steady.'
+            : `${Math.round(jitterMs)} ms more at times.`
+      }${verdict === 'poor' ? ' Moshi will answer late; another network may help.' : ''}`,
+    recording: 'Recording',
+    record: 'Record this call',
+    stopRecording: 'Stop recording',
+    recordingHelp:
+      'It stays on this device: your voice on the left, Moshi’s on the right. When it ends, you can save it.',
+  },
+  numbers: {
+    title: 'Numbers',
+    copy: 'Copy report',
+    copyHelp: 'For a bug report. It holds these numbers and the browser’s name, and nothing that was said.',
+    rows: (n: Numbers): [string, string][] => {
+      const ms = (value: number | null) => (value === null ? '–' : `${Math.round(value)} ms`);
+      return [
+        ['Voice to voice', ms(n.latencyMs)],
+        ['To the line and back', ms(n.turnaroundMs)],
+        ['Of that, the engine', ms(n.engineMs)],
+        ['Engine behind by', ms(n.engineLagMs)],
+        ['Jitter buffer', ms(n.bufferMs)],
+        ['Buffer ran dry', `${n.underruns} times`],
+        ['Caught up by faster speech', ms(n.skippedMs)],
+        ['Dropped here', ms(n.droppedMs)],
+        ['Sound that never came', `${n.gaps} pages`],
+        ['Lost at the engine', `${n.unheardFrames} of yours, ${n.unsaidFrames} of Moshi’s`],
+        ['Sent, received', `${Math.round(n.sentMs / 1000)} s, ${Math.round(n.receivedMs / 1000)} s`],
+        [
+          'Sample rates',
+          n.contextHz === 0
+            ? '–'
+            : `sound ${n.contextHz} Hz, microphone ${n.microphoneHz === 0 ? 'unknown' : `${n.microphoneHz} Hz`}, line 24000 Hz`,
+        ],
+        ['Connections that came back', `${n.resumed}`],
+      ];
+    },
+  },
+  asked: {
+    title: (who: string) => (who === '' ? 'You are asked' : `${who} asks`),
+    missing: 'The question cannot be shown',
+    read: 'Read aloud',
+    stopReading: 'Stop reading',
+    choices: 'Possible answers',
+    draft: 'Your answer',
+    placeholder: 'Say it in the call, or type it here.',
+    add: (words: string) => `Add what you said: “${words}”`,
+    send: 'Send answer',
+    sending: 'Sending …',
+    decline: 'I cannot answer',
+    settled: {
+      answered: 'Answered. Thank you! ',
+      declined: 'You said that you cannot answer. Thank you.',
+      expired: 'The time for an answer is over.',
+    },
+    help: 'You can talk it over with Moshi, which knows nothing of the question. What you say becomes a draft; only your press sends it.',
+  },
+  execution: {
+    result: 'Result',
+    states: {
+      pending: 'It is about to begin.',
+      running: 'It is being done.',
+      waiting_for_input: 'It waits for an answer.',
+      completed: 'Done.',
+      failed: 'It failed.',
+      cancelled: 'It was cancelled.',
+      expired: 'It waited too long and was given up.',
+    } as Record<string, string>,
+  },
+  updated: 'This page has a newer version.',
+  reload: 'Load it',
+
   attribution: { before: 'Moshi by ', name: 'Kyutai', after: ', CC-BY-4.0', url: 'https://kyutai.org' },
   version: (version: string) => `Hotline ${version}`,
 
   certificate: {
     title: 'Does your phone or browser distrust this page?',
-    why: 'This line signs its own certificate. Install its certificate authority once, and the warnings end. Do it only if you know who runs this line.',
+    why: 'The warning means only that no public authority knows this line: the connection is encrypted all the same. This line signs its own certificate. Install its certificate authority once, and the warnings end. Do it only if you know who runs this line.',
     download: 'Download the certificate authority',
     steps: [
       {
@@ -104,7 +204,7 @@ export const faults: Record<Fault, Explanation> = {
   },
   microphone_refused: {
     title: 'The microphone is not allowed',
-    mend: 'Tap the symbol beside the address, allow the microphone for this page, and try again. If it stays like this, look at the microphone permission of the browser itself in your system’s settings.',
+    mend: 'This page may not listen, so there is nothing to send. It can be allowed again:',
   },
   microphone_absent: {
     title: 'No microphone found',
@@ -162,6 +262,14 @@ export const faults: Record<Fault, Explanation> = {
     title: 'Your link has run out',
     mend: 'What it opened is closed again. Ask whoever sent it for a new one.',
   },
+  ticket_invalid: {
+    title: 'One moment',
+    mend: 'What opens the line for this call grew old on its way. The page asks for another one.',
+  },
+  hung_up: {
+    title: 'The line ended the call',
+    mend: 'Whoever runs it hung up, or took the link back that opened it.',
+  },
   call_over: {
     title: 'Your place on the line is gone',
     mend: 'The line let it go, perhaps since this page slept too long. It asks for a new one.',
@@ -190,4 +298,23 @@ export const faults: Record<Fault, Explanation> = {
     title: 'You are offline',
     mend: 'This device has no network. The call goes on when it is back.',
   },
+};
+
+/** How to allow the microphone again, by browser. */
+export const allowing: Record<Browser, string> = {
+  chrome:
+    'Click the symbol at the left of the address, switch Microphone on, and try again. If there is none, the system’s own settings have a switch for the browser’s microphone.',
+  chrome_android:
+    'Tap the symbol at the left of the address, then Permissions › Microphone › Allow, and try again. If it is not there: Android’s Settings › Apps › Chrome › Permissions › Microphone.',
+  edge: 'Click the padlock at the left of the address, set Microphone to Allow, and try again. On Windows also look at Settings › Privacy & security › Microphone.',
+  firefox:
+    'Click the crossed-out microphone at the left of the address, remove “Blocked”, and try again. Firefox then asks once more.',
+  firefox_android:
+    'Tap the padlock at the left of the address, then the microphone, so that it says “Allowed”, and try again.',
+  safari:
+    'Choose Safari › Settings for This Website in the menu, set Microphone to Allow, and try again. On a Mac also look at System Settings › Privacy & Security › Microphone.',
+  safari_ios:
+    'Tap the symbol at the left of the address, then Website Settings › Microphone › Allow, and try again. If it stays like this: Settings › Privacy & Security › Microphone.',
+  other:
+    'Tap the symbol beside the address, allow the microphone for this page, and try again. If it stays like this, look at the browser’s microphone permission in your system’s settings.',
 };

@@ -55,9 +55,9 @@ const TABLE: Record<Event['type'], [name: string, event: Event, leads: Partial<R
     [
       'a better place',
       { type: 'queued', place: { position: 1, waitMs: 30_000 } },
-      { joining: 'queued', queued: 'queued' },
+      { joining: 'queued', queued: 'queued', dialling: 'queued' },
     ],
-    ['the same place', SECOND, { joining: 'queued' }],
+    ['the same place', SECOND, { joining: 'queued', dialling: 'queued' }],
   ],
   barred: [
     ['no way to the door', barred('unreachable'), all(['joining', 'queued', 'dialling'], 'failed')],
@@ -87,6 +87,16 @@ const TABLE: Record<Event['type'], [name: string, event: Event, leads: Partial<R
     [
       'refused, not allowed',
       { type: 'refused', code: 'not_allowed', message: '' },
+      { dialling: 'failed', talking: 'failed' },
+    ],
+    [
+      'refused, an old ticket',
+      { type: 'refused', code: 'ticket_invalid', message: '' },
+      { dialling: 'waiting', talking: 'waiting' },
+    ],
+    [
+      'refused, hung up by the line',
+      { type: 'refused', code: 'operator', message: '' },
       { dialling: 'failed', talking: 'failed' },
     ],
     [

@@ -163,6 +163,9 @@ describe('what the line refuses', () => {
     [429, { code: 'too_many_requests' }, 'refused'],
     [503, { code: 'starting', detail: 'Loading weights.' }, 'starting'],
     [503, { code: 'line_down' }, 'line_down'],
+    [503, { code: 'queue_full', detail: 'Too many wait.' }, 'line_full'],
+    [404, { code: 'call_unknown' }, 'call_over'],
+    [503, { code: 'something_new' }, 'refused'],
     [502, null, 'unreachable'],
   ])('with %i %j is %s', async (status, body, fault) => {
     expect((await refused(status, body)).fault).toBe(fault);

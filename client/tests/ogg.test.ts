@@ -36,6 +36,16 @@ describe('pages', () => {
     expect(pages.add(all)).toEqual(stream);
   });
 
+  it('that never came are counted by the numbers of those that did; a new stream counts anew', () => {
+    const pages = new OggPages();
+    pages.add(all);
+    expect(pages.gaps).toBe(0);
+    pages.add(page(0, 6, Uint8Array.of(1)));
+    expect(pages.gaps).toBe(3);
+    pages.add(all);
+    expect(pages.gaps).toBe(3);
+  });
+
   it('are found again after garbage', () => {
     const pages = new OggPages();
     const garbage = new TextEncoder().encode('this is no Ogg page at all, Og, OggOggO');

@@ -1,19 +1,26 @@
 /** The screen: shows the state of the call, and nothing that the state does not say. */
 import type { ComponentChildren } from 'preact';
-import { useEffect, useRef, useState } from 'preact/hooks';
+import { useEffect, useLayoutEffect, useRef, useState } from 'preact/hooks';
 import { type Call, type Fault, idle, live, type Place, type Trouble } from '../call';
 import type { Door, Entrance } from '../door';
 import { type About, about, unknown } from '../line';
 import { missing } from '../microphone';
 import type { Telephone } from '../telephone';
-import { faults, texts } from '../texts';
+import { allowing, faults, texts } from '../texts';
+import { browserOf } from '../browser';
 import { clock } from './clock';
-import { CallIcon, HangUpIcon, MicrophoneIcon } from './icons';
+import { CallIcon, HangUpIcon, MicrophoneIcon, SettingsIcon } from './icons';
+import { Progress } from './execution';
+import { Asked } from './question';
+import { Sheet } from './sheet';
 import { Words } from './transcript';
 import { Voices } from './voices';
 
 /** How often the numbers and the timer are brought up to date, ms. */
 const NUMBERS_MS = 200;
+/** When the page asks whether there is a newer one, ms. */
+const LOOK_FIRST_MS = 1000;
+const LOOK_MS = 300_000;
 /** What only another link mends. */
 const LINKS: readonly Fault[] = ['link_needed', 'link_invalid', 'session_over'];
 /** How long news stay on the screen; the words keep the mark, ms. */
@@ -35,10 +42,24 @@ export function App({ telephone, door, token }: Props) {
   // Told before anybody presses a button that cannot work.
   const lacking = missing();
   const [entrance, enter] = useEntrance(door, token);
+  const [sheet, setSheet] = useState(false);
+  const session = entrance.state === 'open' ? entrance.session : null;
+  const [execution, setExecution] = useState<string | null>(null);
+  useEffect(() => {
+    if (session?.execution) setExecution(session.execution);
+    telephone.onexecution = setExecution;
+  }, [session, telephone]);
+  // A link that only shows how something goes has nobody to talk to.
+  const viewing = session?.purpose === 'view';
+  const stale = useStale(line.version, live(call));
+  useEffect(() => {
+    // Nothing was said yet, nothing is open: nobody would miss anything. Each load has its own version to compare with.
+    if (stale && call.phase === 'idle' && !sheet && !session?.question) window.location.reload();
+  }, [stale, call.phase, sheet, session]);
   const controls = useRef<HTMLDivElement>(null);
   const busy = live(call);
   // The pressed button is gone, and with it the keyboard's place on the page: put it on the button that took its place.
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (document.activeElement === document.body && call.phase !== 'idle')
       controls.current?.querySelector<HTMLElement>('.hangup, .dial')?.focus({ preventScroll: true });
   }, [busy]);
@@ -55,8 +76,8 @@ export function App({ telephone, door, token }: Props) {
           <img src="/favicon.svg" alt="" width="28" height="28" />
           {texts.name}
         </h1>
-        <p class="status" role="status" data-phase={call.phase}>
-          {status(call)}
+        <p class="status" role="status" data-phase={call.phase} data-quality={telephone.quality ?? undefined}>
+          {telephone.quality ? texts.quality[telephone.quality] : status(call)}
         </p>
         {call.began !== null && <Timer began={call.began} ended={live(call) ? null : call.ended} />}
       </header>
@@ -68,12 +89,17 @@ export function App({ telephone, door, token }: Props) {
           lost={call.phase === 'waiting'}
           muted={call.muted || call.deaf}
         />
-        {call.phase === 'idle' && !trouble && (
+        {call.phase === 'idle' && !trouble && !session?.question && !viewing && (
           <div class="hello">
             <h2>{texts.tagline}</h2>
             <p>{texts.what}</p>
           </div>
         )}
+        {session?.question && (
+          <Asked door={door} id={session.question} telephone={telephone} settled={setExecution} />
+        )}
+        {session?.question && call.phase === 'idle' && !trouble && <p class="hint">{texts.asked.help}</p>}
+        {execution && <Progress door={door} id={execution} />}
         {call.phase === 'asking' && (
           <div class="hello">
             <h2>{texts.asking}</h2>
@@ -88,15 +114,16 @@ export function App({ telephone, door, token }: Props) {
           </div>
         )}
         {trouble && <Notice trouble={trouble} call={call} />}
-        {call.phase === 'talking' && <Hints call={call} />}
+        {call.phase === 'talking' && <Hints call={call} echo={telephone.echo} />}
         {telephone.transcript.length > 0 && (
           <Words transcript={telephone.transcript} deaf={wordless(telephone)} />
         )}
       </div>
 
+      {/* Keys: a button that takes another's place is another element, or focus and a second press would go with it. */}
       <div class="controls" ref={controls}>
         {call.phase === 'forgot' && (
-          <button type="button" class="dial" onClick={() => telephone.anew()}>
+          <button key="anew" type="button" class="dial" onClick={() => telephone.anew()}>
             <CallIcon />
             <span>{texts.goOn}</span>
           </button>
@@ -105,6 +132,7 @@ export function App({ telephone, door, token }: Props) {
           <>
             {call.phase !== 'forgot' && (
               <button
+                key="mute"
                 type="button"
                 class="round"
                 data-on={call.muted}
@@ -114,28 +142,56 @@ export function App({ telephone, door, token }: Props) {
                 <span>{call.muted ? texts.unmute : texts.mute}</span>
               </button>
             )}
-            <button type="button" class="round hangup" onClick={() => telephone.hangUp()}>
+            <button key="settings" type="button" class="round" onClick={() => setSheet(true)}>
+              <SettingsIcon />
+              <span>{texts.settings}</span>
+            </button>
+            <button key="hangup" type="button" class="round hangup" onClick={() => telephone.hangUp()}>
               <HangUpIcon />
               <span>{call.phase === 'queued' ? texts.leaveQueue : texts.hangUp}</span>
             </button>
           </>
         ) : (
           !lacking &&
-          !shut && (
-            <button
-              type="button"
-              class="dial"
-              disabled={entrance.state === 'looking'}
-              onClick={() => (entrance.state === 'closed' ? enter() : telephone.dial())}
-            >
-              <CallIcon />
-              <span>{entrance.state === 'closed' ? texts.tryAgain : again(call)}</span>
-            </button>
+          !shut &&
+          !viewing && (
+            <>
+              <button
+                key="dial"
+                type="button"
+                class="dial"
+                disabled={entrance.state === 'looking'}
+                onClick={() => (entrance.state === 'closed' ? enter() : telephone.dial())}
+              >
+                <CallIcon />
+                <span>{entrance.state === 'closed' ? texts.tryAgain : again(call)}</span>
+              </button>
+              <button key="check" type="button" class="link" onClick={() => setSheet(true)}>
+                {texts.check}
+              </button>
+            </>
           )
         )}
       </div>
 
+      {sheet && <Sheet telephone={telephone} version={line.version} close={() => setSheet(false)} />}
+
       <footer class="foot">
+        {!live(call) && telephone.recorded && (
+          <p>
+            <a href={telephone.recorded.url} download={telephone.recorded.name}>
+              {texts.saveRecording}
+            </a>
+          </p>
+        )}
+        {stale && (
+          <p role="status">
+            {texts.updated}{' '}
+            <button type="button" class="link" onClick={() => window.location.reload()}>
+              {texts.reload}
+            </button>
+          </p>
+        )}
         {!live(call) && (
           <p>
             {texts.machine} {texts.kept(entrance.state === 'open' ? entrance.rules : null)} {texts.headphones}
@@ -162,6 +218,9 @@ function Notice({ trouble, call }: { trouble: Trouble; call: Call }) {
     <div class="notice" role={live(call) ? undefined : 'alert'} data-fault={trouble.fault}>
       <h2>{title}</h2>
       <p>{mend}</p>
+      {trouble.fault === 'microphone_refused' && (
+        <p class="allow">{allowing[browserOf(navigator.userAgent, navigator.maxTouchPoints > 1)]}</p>
+      )}
       {trouble.message && !LINKS.includes(trouble.fault) && <p class="told">{trouble.message}</p>}
       {live(call) && (
         <p class="trying">
@@ -187,13 +246,14 @@ function Queue({ place }: { place: Place }) {
 }
 
 /** What the caller should know while talking. */
-function Hints({ call }: { call: Call }) {
+function Hints({ call, echo }: { call: Call; echo: boolean }) {
   const back = useFresh(call.resumed);
   const hints = [
     call.until !== null && texts.drainingHelp(new Date(call.until)),
     call.resumed > 0 && back && texts.resumedHelp,
     call.deaf && texts.deafHelp,
     call.slow && texts.slowHelp,
+    echo && texts.echoHelp,
   ].filter((hint) => hint !== false);
   return (
     <div role="status" class="hints">
@@ -276,11 +336,35 @@ function Numbers({ telephone, call, fault, children }: Frame) {
       data-fault={fault}
       data-muted={call.muted}
       data-conversations={call.conversations}
-      data-resumed={call.resumed}
     >
       {children}
     </main>
   );
+}
+
+/**
+ * Did the line get a newer page since this one was loaded? It is loaded at once where nobody would miss anything: with no
+ * call and nothing said yet. Otherwise the caller says when.
+ */
+function useStale(version: string | null, busy: boolean): boolean {
+  const [stale, setStale] = useState(false);
+  useEffect(() => {
+    if (version === null || busy) return;
+    const look = () => {
+      if (document.visibilityState !== 'visible') return;
+      void about().then((now) => setStale(now.version !== null && now.version !== version));
+    };
+    // Right after a call, whenever the page is looked at again, and now and then.
+    const first = setTimeout(look, LOOK_FIRST_MS);
+    const ticking = setInterval(look, LOOK_MS);
+    document.addEventListener('visibilitychange', look);
+    return () => {
+      clearTimeout(first);
+      clearInterval(ticking);
+      document.removeEventListener('visibilitychange', look);
+    };
+  }, [version, busy]);
+  return stale;
 }
 
 /** True for a while after `value` changed. */

@@ -33,6 +33,14 @@ export const HangUpIcon = () => (
   </Icon>
 );
 
+export const SettingsIcon = () => (
+  <Icon>
+    <path d="M4 7h9M19 7h1M4 17h1M11 17h9" />
+    <circle cx="16" cy="7" r="2.6" />
+    <circle cx="8" cy="17" r="2.6" />
+  </Icon>
+);
+
 export const MicrophoneIcon = ({ off }: { off: boolean }) => (
   <Icon>
     <rect x="9" y="3" width="6" height="11.5" rx="3" />
