@@ -67,7 +67,7 @@ database:
 
 .PHONY: browser
 browser: speech
-	@scripts/need chromium chromium "opens the page as a caller would"
+	@scripts/need chromium chromium "opens the page as a caller would" firefox-esr firefox-esr "opens it as another caller would"
 
 # ------------------------------------------------------------------------------------------------------------------- demo
 
@@ -104,9 +104,10 @@ engine: .venv-engine/.ready  ## tests that need torch: kyutai's real moshi.serve
 	.venv-engine/bin/python -m pytest tests/engine tests/duplex
 
 .PHONY: soak
-soak: .venv-engine/.ready  ## ten thousand calls that come and go at random, an hour of words: nothing of them may stay
+soak: .venv-engine/.ready browser page-packages  ## ten thousand calls that come and go, an hour of words, an hour's call in a browser: nothing of them may stay
 	SOAK=10000 .venv-engine/bin/python -m pytest tests/duplex/test_server.py -k leave_nothing_behind --timeout 7200
 	SOAK_MINUTES=60 .venv-engine/bin/python -m pytest tests/duplex/test_words.py -k grows_nothing --timeout 7200
+	HOTLINE_CALL_S=3600 pytest tests/e2e/browser/test_network.py -k long_call
 
 .PHONY: words
 words: .venv-engine/.ready  ## how well the line hears words: wrong ones, echo, load on this machine (docs/words.md)

@@ -31,7 +31,7 @@ def kill_engine(line: Line) -> Callable[[], None]:
     return kill
 
 
-def test_a_caller_of_a_full_line_is_told_that_it_is_busy(
+def test_a_caller_of_a_full_line_waits_for_his_turn(
     browser: Browser,  # noqa: F811
     line: Line,
     line_url: str,
@@ -44,18 +44,12 @@ def test_a_caller_of_a_full_line_is_told_that_it_is_busy(
     ):
         first.talk()
         second.press("Call Moshi")
-        second.until_state("failed", 10)
-        second.see("The line is busy")
+        second.until_state("queued", 10)
+        second.see("You are next")
         first.hear(10)
         first.press("Hang up")
         first.until_state("ended")
-
-        def gets_through() -> bool:
-            if second.state == "failed":
-                second.press("Try again")
-            return second.state == "talking"
-
-        second.until(gets_through, 20, "free line")
+        second.until_state("talking", 30)
         second.hear(10)
         second.watch.assert_clean()
 

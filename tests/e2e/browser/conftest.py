@@ -19,8 +19,7 @@ from tests.e2e.browser import driver, standin
 REPOSITORY = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="session")
-def page_folder() -> Path:
+def built_page() -> Path:
     """The page that the role voice_client ships, built as it does it."""
     builder = REPOSITORY / "roles/voice_client/files/build_page.py"
     built = subprocess.run(
@@ -29,6 +28,12 @@ def page_folder() -> Path:
         stdout=subprocess.PIPE,
     )
     return Path(json.loads(built.stdout)["folder"])
+
+
+@pytest.fixture(scope="session")
+def page_folder() -> Path:
+    """The built page."""
+    return built_page()
 
 
 @pytest.fixture(scope="session")

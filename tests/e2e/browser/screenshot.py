@@ -23,6 +23,24 @@ SCHEMES = ("dark", "light")
 SENTENCE = (
     "Hello! Lovely to hear from you. I can listen while I talk, so feel free to interrupt me at any time."
 )
+QUESTION = {
+    "id": "q1",
+    "question": "Deploy to staging or to production?",
+    "context": "All 214 tests are green. Production has visitors at the moment; staging has none.",
+    "choices": ["staging", "production"],
+    "asked_by": "claude",
+    "state": "open",
+    "deadline": None,
+    "answer": None,
+    "execution_id": "e1",
+}
+EXECUTION = {
+    "id": "e1",
+    "state": "waiting_for_input",
+    "instruction": "Deploy version 1.4.",
+    "result": None,
+    "error": None,
+}
 CONVERSATION = (
     ("Hi there, can you hear me while you talk?", True),
     ("That is", False),
@@ -67,6 +85,13 @@ def screens(browser: Browser, line: standin.Line, out: Path) -> None:
                 caller.page.locator("summary").click()
                 caller.page.locator("details").scroll_into_view_if_needed()
                 caller.page.screenshot(path=out / f"2-certificate-{size}-{scheme}.png", full_page=True)
+                caller.press("Check microphone and line")
+                caller.press("Test the microphone")
+                caller.see("You can be heard.")
+                caller.press("Check the line (two seconds)")
+                caller.see("to the line and back")
+                shoot(caller, "14-check")
+                caller.press("Done")
                 caller.talk()
                 caller.hear(90)
                 shoot(caller, "3-talking")
@@ -114,7 +139,44 @@ def screens(browser: Browser, line: standin.Line, out: Path) -> None:
                 line.kill()
                 caller.until(lambda: caller.number("resumed") == 1, 20, "the same conversation")
                 shoot(caller, "13-resumed")
+            line.desk.question, line.desk.execution = dict(QUESTION), dict(EXECUTION)
+            token = line.desk.link("answer", question_id="q1", execution_id="e1")
+            with _opened(browser, f"{line.url}/#t={token}", size, scheme) as caller:
+                caller.see("claude asks")
+                shoot(caller, "15-question")
+                caller.talk()
+                caller.hear(20)
+                line.tell(type="turn_end", text="Staging first, please.")
+                line.tell(type="transcript", who="caller", text="Staging first, please.", final=True)
+                caller.see("Staging first, please.")
+                shoot(caller, "16-answering")
+                caller.press("Send answer")
+                caller.see("Answered.")
+                line.desk.run(state="completed", result="Deployed to staging. 14 checks passed.")
+                caller.see("14 checks passed")
+                caller.press("Hang up")
+                shoot(caller, "17-done")
             line.desk.access, line.duplex = None, False
+
+
+def sheets(browser: Browser, taken: Path, out: Path) -> None:
+    """One picture per screen: phone and desktop, dark and light, side by side."""
+    out.mkdir(parents=True, exist_ok=True)
+    page = browser.new_page(viewport={"width": 1480, "height": 470})
+    names = sorted({path.stem.removesuffix("-phone-dark") for path in taken.glob("*-phone-dark.png")})
+    for name in names:
+        images = "".join(
+            f'<img src="data:image/png;base64,'
+            f'{base64.b64encode((taken / f"{name}-{size}-{scheme}.png").read_bytes()).decode()}">'
+            for size in SIZES
+            for scheme in SCHEMES
+        )
+        page.set_content(
+            "<style>body { margin: 10px; display: flex; gap: 10px; background: #8a9299 }"
+            f" img {{ height: 450px; width: auto; max-width: 520px; object-fit: contain }}</style>{images}"
+        )
+        page.screenshot(path=out / f"{name.split('-', 1)[1]}.jpg", type="jpeg", quality=78)
+    page.close()
 
 
 def pair(browser: Browser, url: str, path: Path) -> None:
@@ -154,6 +216,7 @@ def main() -> None:
         "--page", type=Path, default=Path("client/dist"), help="the built page, for the stand-in"
     )
     parser.add_argument("--out", type=Path, help="folder for every screen (stand-in only)")
+    parser.add_argument("--sheets", type=Path, help="folder for one picture per screen, made from --out's")
     parser.add_argument("--pair", type=Path, help="the README's picture")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
@@ -162,6 +225,8 @@ def main() -> None:
             line.words = tuple(f" {word}" for word in SENTENCE.split())
             if options.out and not options.url:
                 screens(browser, line, options.out)
+                if options.sheets:
+                    sheets(browser, options.out, options.sheets)
             if options.pair:
                 pair(browser, options.url or line.url, options.pair)
         browser.close()

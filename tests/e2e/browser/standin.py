@@ -38,6 +38,8 @@ CONTENT_SECURITY_POLICY = (
 )
 """At least as strict as the line's own: what runs under this runs under that (test_trouble.py checks it)."""
 
+TYPES = {".webmanifest": "application/manifest+json", ".wasm": "application/wasm"}
+
 HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -101,6 +103,8 @@ class Line:
     hang: bool = False
     """Read on and say nothing: an engine that died inside."""
     stalled_until: float = 0.0
+    tone: float | None = None
+    """Answer with this tone, in Hz, instead of what was heard."""
     garbage: bool = False
     """Answer with bytes that are no Ogg."""
     authority: str | None = None
@@ -223,6 +227,9 @@ class Line:
                 if frames == 1 or self.hang:
                     continue
                 await asyncio.sleep(max(0.0, self.stalled_until - time.monotonic()))
+                if self.tone is not None:
+                    at = np.arange(frames * FRAME, (frames + 1) * FRAME) / SAMPLE_RATE
+                    frame = (0.2 * np.sin(2 * np.pi * self.tone * at)).astype(np.float32)
                 pages = b"this is no Ogg page" if self.garbage else writer.append_pcm(frame)
                 if pages:
                     await socket.send_bytes(bytes([AUDIO]) + pages)
@@ -248,6 +255,9 @@ def _application(line: Line, page: Path) -> web.Application:
         }
         return web.json_response(body, status=line.health)
 
+    async def startup(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "configuration": "stand-in"})
+
     async def deployed(_: web.Request) -> web.Response:
         return web.json_response({"version": line.version, "authority": line.authority})
 
@@ -258,12 +268,17 @@ def _application(line: Line, page: Path) -> web.Application:
         path = (page / (request.match_info["path"] or "index.html")).resolve()
         if not path.is_relative_to(page) or not path.is_file():
             raise web.HTTPNotFound
-        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        kind = TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        compressed = path.with_name(f"{path.name}.gz")
+        if compressed.exists() and "gzip" in request.headers.get("Accept-Encoding", ""):
+            zipped = {"Content-Encoding": "gzip"}
+            return web.Response(body=compressed.read_bytes(), content_type=kind, headers=zipped)
         return web.Response(body=path.read_bytes(), content_type=kind)
 
     application = web.Application(middlewares=[headers])
     application.router.add_get("/api/chat", line.chat)
     application.router.add_get("/health", health)
+    application.router.add_get("/health/startup", startup)
     application.router.add_get("/line.json", deployed)
     application.router.add_get("/hotline-ca.pem", authority)
     application.router.add_routes(line.desk.routes())
@@ -272,12 +287,12 @@ def _application(line: Line, page: Path) -> web.Application:
 
 
 @contextmanager
-def running(page: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[Line]:
+def running(page: Path, host: str = "127.0.0.1", port: int = 0, line: Line | None = None) -> Iterator[Line]:
     """Run the line in a thread; `page` is the folder of the built page. Port 0: any free one.
 
     http on loopback is a secure context: the browser gives the microphone.
     """
-    line = Line()
+    line = line or Line()
     loop = asyncio.new_event_loop()
     line.desk._loop = loop
     runner = web.AppRunner(_application(line, page.resolve()), access_log=None, shutdown_timeout=0.2)

@@ -148,7 +148,7 @@ class TestABrokenCall:
         caller.until_state("forgot", 15)
         caller.press("Hang up")
         caller.until_state("ended")
-        caller.watch.assert_clean(*CUT, r"Failed to load resource: .* 409")
+        caller.watch.assert_clean(*CUT, r"Failed to load resource: .* 40[49]")
 
     def test_by_a_restart_of_the_engine_is_waited_for_in_words(self, caller: Caller, line: Line) -> None:
         caller.talk()
