@@ -67,7 +67,7 @@ database:
 
 .PHONY: browser
 browser: speech
-	@scripts/need chromium chromium "opens the page as a caller would" firefox-esr firefox-esr "opens it as another caller would"
+	@scripts/need chromium chromium "opens the page as a caller would" firefox-esr firefox-esr "opens it as another caller would" pulseaudio pulseaudio "is the loudspeaker that Firefox wants"
 
 # ------------------------------------------------------------------------------------------------------------------- demo
 
