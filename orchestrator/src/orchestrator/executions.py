@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import secrets
 import socket
 import uuid
@@ -31,7 +32,7 @@ from typing import Annotated, Any
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
@@ -579,6 +580,16 @@ NO_AGENT = (
 )
 
 
+def moment_of(value: object) -> object:
+    """Refuse a number: it would be read as seconds since 1970, which nobody means and nothing says."""
+    if isinstance(value, str) and re.fullmatch(r"[\s+-]*[0-9.]+\s*", value):
+        raise ValueError("must be a moment such as 2026-11-24T18:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(moment_of)]
+
+
 class Instruction(BaseModel):
     """An instruction as it is sent here."""
 
@@ -693,11 +704,9 @@ async def list_executions(
     who: Asker,
     state: State | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
-    before: datetime | None = None,
+    before: Moment | None = None,
 ) -> list[Shown]:
     """List executions, newest first."""
-    if before is not None and before.tzinfo is None:
-        raise Problem(422, "invalid_request", "before needs its zone, such as 2026-11-24T18:00:00Z.")
     return [Shown.of(row) for row in await at_work(request).listed(state, limit, before)]
 
 

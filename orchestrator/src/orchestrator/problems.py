@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 
 def problem(
@@ -54,13 +55,27 @@ DETAILS = {
 }
 
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+def methods_of(request: Request) -> list[str]:
+    """Return the methods that an address knows; the router itself names those of one of its routes."""
+    routes, asked = request.app.router.routes, request.scope
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**asked, "method": method})[0] is Match.FULL for route in routes)
+    ]
+
+
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Answer what Starlette refuses by itself (404, 405) and what a route refuses on purpose."""
     if not isinstance(error, HTTPException):
         raise error
     usual = HTTPStatus(error.status_code).phrase
     detail = error.detail if error.detail != usual else DETAILS.get(error.status_code, f"{usual}.")
-    return problem(error.status_code, detail, headers=error.headers)
+    headers = {"Allow": ", ".join(methods_of(request))} if error.status_code == 405 else error.headers
+    return problem(error.status_code, detail, headers=headers)
 
 
 async def on_invalid_request(request: Request, error: Exception) -> Response:

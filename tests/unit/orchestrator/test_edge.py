@@ -78,6 +78,14 @@ async def test_a_method_that_is_none(app: FastAPI) -> None:
         assert set(got.headers["Allow"].split(", ")) == {"GET", "HEAD"}
 
 
+async def test_every_method_that_an_address_knows_is_allowed_not_those_of_its_first_route(
+    app: FastAPI,
+) -> None:
+    async with asking(app) as client:
+        got = await client.put("/api/links")
+        assert set(got.headers["Allow"].split(", ")) == {"GET", "POST"}
+
+
 async def test_a_parameter_that_is_none(app: FastAPI) -> None:
     async with asking(app) as client:
         got = await client.get("/api/number/do-not-repeat-me")

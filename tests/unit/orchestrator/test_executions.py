@@ -134,6 +134,9 @@ async def test_the_same_key_is_the_same_execution(client: httpx.AsyncClient, sho
     assert len(listed) == 2
     older = (await client.get("/api/executions", params={"before": listed[0]["made_at"]})).json()
     assert [row["id"] for row in older] == [ids[0]]
+    for moment in ("0.5", "1764000000", "2026-11-24T18:00:00"):  # seconds since 1970, and no zone
+        got = await client.get("/api/executions", params={"before": moment})
+        assert (got.status_code, got.json()["code"]) == (422, "invalid_request")
 
 
 async def test_a_cancelled_execution_stops_its_agent(client: httpx.AsyncClient, shop: Workshop) -> None:
