@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from starlette.responses import StreamingResponse
 
@@ -41,6 +41,7 @@ class About(BaseModel):
     conversations: int
     transcript: Transcript
     words: bool
+    tasks: bool = Field(description="an agent carries out what callers hand over")
 
 
 class Wish(BaseModel):
@@ -136,6 +137,7 @@ async def line(request: Request) -> About:
             kept=settings.transcript_retention_days > 0, days=settings.transcript_retention_days
         ),
         words=settings.moshi_engine == "duplex",
+        tasks=request.state.executions is not None,
     )
 
 

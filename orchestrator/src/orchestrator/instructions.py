@@ -27,7 +27,8 @@ from orchestrator.problems import Problem
 from orchestrator.scopes import Identity, Scope, require
 from orchestrator.storage import Storage
 
-DRAFT_S = 90
+DRAFT_S = 50
+"""nginx gives an answer up after 60 s."""
 STEPS = 50
 
 # Whatever ends, overwrites, moves out of reach, spends or tells the world. A mark too many costs a look.

@@ -435,6 +435,7 @@ async def test_an_open_line_needs_no_key_for_a_call(make_app: Any, kernel: Kerne
         about = (await client.get("/api/line")).json()
         assert about["access"] == "open"
         assert about["transcript"] == {"kept": True, "days": 30}
+        assert about["tasks"] is False, "no agent is set up"
         call = (await client.post("/api/calls", json={})).json()
         assert (await client.get("/internal/authorize", headers=chat(call["ticket"]))).status_code == 204
         foreign = await client.post("/api/calls", headers={"Origin": "https://evil.example"})

@@ -198,6 +198,10 @@ async def test_output_without_end_is_cut_with_a_note(make_app: Any, tmp_path: Pa
     assert "more characters; the turn has them" in done["result"]
 
 
+async def test_a_page_is_told_that_there_is_an_agent(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/api/line")).json()["tasks"] is True
+
+
 async def test_without_an_agent_it_says_how_to_get_one(make_app: Any) -> None:
     async with asking(make_app(orchestrator_operator_token=OPERATOR)) as client:
         client.headers["Authorization"] = f"Bearer {OPERATOR}"
