@@ -15,6 +15,8 @@ export type Fault =
   | 'microphone_busy'
   | 'microphone_failed'
   | 'sound_failed' // the page's own sound machinery did not come up
+  | 'elsewhere' // another tab of this browser has a call
+  | 'taken' // another tab took the call over
   // The line said so, as kind 5 or by its close code
   | 'line_full'
   | 'line_down'

@@ -28,6 +28,8 @@ export interface Rules {
   keptDays: number | null;
   /** The line listens for the caller's words. */
   words: boolean;
+  /** An agent of the line carries out what callers hand over. */
+  tasks: boolean;
 }
 
 /** May one call from here? */
@@ -68,8 +70,21 @@ export interface Execution {
   id: string;
   state: string;
   instruction: string;
+  /** What it asked last. */
+  question: string | null;
   result: string | null;
   error: string | null;
+}
+
+/** What a call could become: an instruction, step by step, that is only shown. */
+export interface Proposal {
+  steps: Step[];
+}
+
+export interface Step {
+  text: string;
+  /** Something could be lost by it. */
+  destructive: boolean;
 }
 
 /** The door said no, or said nothing (status 0). */
@@ -89,6 +104,8 @@ export class Refused extends Error {
 const STORED = 'hotline.session';
 const PENDING = 'hotline.link';
 const TIMEOUT_MS = 10_000;
+/** An agent drafts as long as the line lets it. */
+const DRAFTING_MS = 65_000;
 /** A token is base64url; chat apps like to take the full stop behind a link for a part of it. */
 const FRAGMENT = /^#t=([A-Za-z0-9_-]*)/;
 
@@ -113,6 +130,8 @@ export class Door {
   #session: Session | null;
   /** The line is from before links and places: there is no door to knock at. */
   #doorless = false;
+  /** Whether one may call from here; who calls before that is known waits for it. */
+  #entrance: Promise<Entrance> | null = null;
 
   constructor(
     get: typeof fetch = (...request) => window.fetch(...request),
@@ -130,7 +149,12 @@ export class Door {
   }
 
   /** Finds out whether one may call, and redeems `token` if the page was opened by a link. */
-  async enter(token: string | null, now = Date.now()): Promise<Entrance> {
+  enter(token: string | null, now = Date.now()): Promise<Entrance> {
+    this.#entrance = this.#enter(token, now);
+    return this.#entrance;
+  }
+
+  async #enter(token: string | null, now: number): Promise<Entrance> {
     const rules = await this.#rules();
     if (token === '') return { state: 'closed', fault: 'link_invalid', message: '' };
     if (token !== null) {
@@ -187,6 +211,7 @@ export class Door {
         access: body.access === 'links' ? 'links' : 'open',
         keptDays: kept.kept === true ? (number(kept.days) ?? null) : kept.kept === false ? 0 : null,
         words: body.words === true,
+        tasks: body.tasks === true,
       };
     } catch (error) {
       this.#doorless = known(error).status === 404;
@@ -196,6 +221,8 @@ export class Door {
 
   /** Asks for a place. */
   async call(): Promise<Admission> {
+    const entrance = await this.#entrance;
+    if (entrance?.state === 'closed') throw new Refused(0, '', entrance.message, entrance.fault);
     if (this.#doorless) return { state: 'direct' };
     const question = this.#session?.question;
     try {
@@ -240,12 +267,27 @@ export class Door {
     return question(await this.#ask('POST', `/api/questions/${encodeURIComponent(id)}/decline`));
   }
 
+  /** Drafts an instruction from what the caller said in a call. Nothing is carried out. */
+  async propose(call: string): Promise<Proposal> {
+    return proposal(await this.#ask('POST', '/api/instructions/propose', { call_id: call }, DRAFTING_MS));
+  }
+
+  /** Hands an instruction over. `once`: the same press, sent again, is the same task. */
+  async handOver(instruction: string, once: string): Promise<Execution> {
+    return execution(await this.#ask('POST', '/api/executions', { instruction, idempotency_key: once }));
+  }
+
   async execution(id: string): Promise<Execution> {
     return execution(await this.#ask('GET', `/api/executions/${encodeURIComponent(id)}`));
   }
 
-  async #ask(method: string, path: string, body?: unknown): Promise<Record<string, unknown>> {
-    const response = await this.#send(method, path, body, { signal: AbortSignal.timeout(TIMEOUT_MS) });
+  async #ask(
+    method: string,
+    path: string,
+    body?: unknown,
+    patience = TIMEOUT_MS,
+  ): Promise<Record<string, unknown>> {
+    const response = await this.#send(method, path, body, { signal: AbortSignal.timeout(patience) });
     return object(await response.json().catch(() => null));
   }
 
@@ -336,8 +378,16 @@ export function execution(body: Record<string, unknown>): Execution {
     id: text(body.id) ?? '',
     state: text(body.state) ?? '',
     instruction: text(body.instruction) ?? '',
+    question: text(body.question_id),
     result: text(body.result),
     error: text(body.error) ?? text(object(body.error).detail),
+  };
+}
+
+export function proposal(body: Record<string, unknown>): Proposal {
+  const steps = Array.isArray(body.steps) ? body.steps.map(object) : [];
+  return {
+    steps: steps.map((step) => ({ text: text(step.text) ?? '', destructive: step.destructive === true })),
   };
 }
 

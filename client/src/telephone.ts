@@ -9,6 +9,7 @@ import { follow } from './events';
 import { chatUrl } from './line';
 import { type News, news, remembers, type Words as Listening } from './metadata';
 import { fault, Microphone, missing } from './microphone';
+import { onlyOne } from './onlyone';
 import { decode, encodeAudio, encodeHello } from './protocol';
 import { type Quality, QualityJudge } from './quality';
 import { canRecord, ending, Recorder } from './recorder';
@@ -86,6 +87,8 @@ export class Telephone {
   #engine: { turnaroundMs: number | null; lagMs: number | null; unheard: number; unsaid: number } = NO_ENGINE;
   /** What the line calls this call, and the ticket that is good for its next connection. */
   #id: string | null = null;
+  /** What it called the latest one, over or not. */
+  #latest: string | null = null;
   #ticket: Ticket | null = null;
   #stream: ReturnType<typeof follow> | null = null;
   #welcome: ReturnType<typeof setTimeout> | undefined;
@@ -107,6 +110,9 @@ export class Telephone {
   onexecution: (id: string) => void = () => {};
   #listeners = new Set<() => void>();
   #sound: Sound | null = null;
+  /** Ends this tab's claim to be the one that calls. */
+  #letGo: (() => void) | null = null;
+  #here = false;
   /** Counts the calls, so that what one began does not end up in the next. */
   #calls = 0;
   #socket: WebSocket | null = null;
@@ -147,6 +153,11 @@ export class Telephone {
   /** Whether the engine listens for the caller's words; null while it does not say. */
   get listening(): Listening | null {
     return this.#listening;
+  }
+
+  /** What the line calls the latest call; null where it keeps no places. */
+  get id(): string | null {
+    return this.#latest;
   }
 
   get settings(): Settings {
@@ -256,8 +267,9 @@ export class Telephone {
     return () => this.#listeners.delete(listener);
   }
 
-  /** To be called from a tap or a click: browsers give sound only then. */
-  dial(): void {
+  /** To be called from a tap or a click: browsers give sound only then. `here`: a call in another tab ends for it. */
+  dial(here = false): void {
+    this.#here = here;
     this.#happened({ type: 'call' });
   }
 
@@ -313,6 +325,7 @@ export class Telephone {
   async #prepare(): Promise<void> {
     const mine = ++this.#calls;
     this.#transcript = [];
+    this.#latest = null;
     this.#listening = null;
     this.#engine = NO_ENGINE;
     this.#sentMs = 0;
@@ -332,6 +345,17 @@ export class Telephone {
     // Made and resumed here, within the tap: later it would stay silent.
     const context = new AudioContext({ latencyHint: 'interactive' });
     void context.resume();
+    const still = () => mine === this.#calls && this.#call.phase === 'asking';
+    const letGo = await onlyOne(this.#here, () => {
+      if (mine === this.#calls) this.#happened({ type: 'impossible', fault: 'taken' });
+    });
+    if (!letGo || !still()) {
+      letGo?.();
+      void context.close();
+      if (still()) this.#happened({ type: 'impossible', fault: 'elsewhere' });
+      return;
+    }
+    this.#letGo = letGo;
     void chooseSpeaker(context, this.#settings.speaker);
     const [listening, spoken] = await Promise.allSettled([
       Microphone.open(context, this.#settings.microphone),
@@ -339,7 +363,7 @@ export class Telephone {
     ]);
     const microphone = listening.status === 'fulfilled' ? listening.value : null;
     const speaker = spoken.status === 'fulfilled' ? spoken.value : null;
-    const wanted = mine === this.#calls && this.#call.phase === 'asking';
+    const wanted = still();
     if (!wanted || !microphone || !speaker) {
       microphone?.close();
       speaker?.close();
@@ -389,6 +413,7 @@ export class Telephone {
         return;
       }
       this.#id = admission.id;
+      this.#latest = admission.id;
       this.#listen(admission.id);
       if (admission.state === 'waiting') {
         this.#happened({ type: 'queued', place: admission.place });
@@ -652,6 +677,8 @@ export class Telephone {
 
   #release(): void {
     clearInterval(this.#ticking);
+    this.#letGo?.();
+    this.#letGo = null;
     void this.#awake?.release();
     this.#awake = null;
     const sound = this.#sound;

@@ -27,6 +27,7 @@ export const texts = {
 
   call: 'Call Moshi',
   callAgain: 'Call again',
+  callHere: 'Call from here instead',
   tryAgain: 'Try again',
   hangUp: 'Hang up',
   mute: 'Mute',
@@ -157,12 +158,32 @@ export const texts = {
     },
     help: 'You can talk it over with Moshi, which knows nothing of the question. What you say becomes a draft; only your press sends it.',
   },
+  task: {
+    offer: 'Make a task of this call',
+    help: 'An agent of this line can do what you talked about. You see and change it first; only your press hands it over.',
+    drafting: 'Reading what you said …',
+    title: 'The task',
+    from: 'From what you said, not from what Moshi said.',
+    step: (n: number) => `Step ${n}`,
+    mark: 'Look twice: something could be lost by this.',
+    remove: (n: number) => `Remove step ${n}`,
+    add: 'Add a step',
+    look: (n: number) =>
+      n === 1
+        ? 'Something could be lost by one of these steps. It is marked.'
+        : `Something could be lost by ${n} of these steps. They are marked.`,
+    send: 'Hand over',
+    sending: 'Handing over …',
+    forget: 'Forget it',
+  },
   execution: {
     result: 'Result',
+    waits: 'It waits for an answer.',
+    getsAnswer: 'Your answer is on its way.',
+    asksElsewhere: 'It has a question, and waits: who is to answer gets a message with a link.',
     states: {
       pending: 'It is about to begin.',
       running: 'It is being done.',
-      waiting_for_input: 'It waits for an answer.',
       completed: 'Done.',
       failed: 'It failed.',
       cancelled: 'It was cancelled.',
@@ -221,6 +242,14 @@ export const faults: Record<Fault, Explanation> = {
   sound_failed: {
     title: 'The sound could not start',
     mend: 'A part of this page did not load or stopped. Reload the page, and try again.',
+  },
+  elsewhere: {
+    title: 'You are in a call already',
+    mend: 'Another tab or window of this browser has it. Go on there, or call from here instead: the call there then ends.',
+  },
+  taken: {
+    title: 'The call went to another tab',
+    mend: 'You called from another tab or window of this browser, so the call here ended.',
   },
   line_full: {
     title: 'The line is busy',

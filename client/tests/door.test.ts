@@ -76,7 +76,7 @@ describe('who opens the page', () => {
     const { get } = line({ 'GET /api/line': [200, { access: 'open', transcript: { kept: false } }] });
     expect(await new Door(get, storage(), storage()).enter(null)).toEqual({
       state: 'open',
-      rules: { access: 'open', keptDays: 0, words: false },
+      rules: { access: 'open', keptDays: 0, words: false, tasks: false },
       session: null,
     });
   });
@@ -145,6 +145,45 @@ describe('who opens the page', () => {
     const error = await door.call().catch(known);
     expect(error).toMatchObject({ fault: 'session_over', status: 401 });
     expect(stored.getItem('hotline.session')).toBeNull();
+  });
+});
+
+describe('who calls before the line has answered whether one may', () => {
+  const late = (answers: Record<string, [number, unknown]>, token: string | null) => {
+    const { get, asked } = line(answers);
+    const door = new Door(get, storage(), storage());
+    void door.enter(token);
+    return { call: door.call(), asked };
+  };
+
+  it('calls with what the link opened, once it is open', async () => {
+    const ready: [number, unknown] = [201, { id: 'c1', state: 'ready', ticket: 't1' }];
+    const { call, asked } = late({ ...LINKS, 'POST /api/calls': ready }, TOKEN);
+    expect(await call).toMatchObject({ state: 'ready', id: 'c1' });
+    expect(asked.at(-1)).toMatchObject({ what: 'POST /api/calls', key: 'Bearer secret' });
+  });
+
+  it('is told when one may not, and nothing is asked for', async () => {
+    const { call, asked } = late(LINKS, null);
+    expect(await call.catch(known)).toMatchObject({ fault: 'link_needed' });
+    expect(asked.map(({ what }) => what)).toEqual(['GET /api/line']);
+  });
+});
+
+describe('a task', () => {
+  it('is drafted from a call, with its marks', async () => {
+    const steps = [{ text: 'Delete it.', destructive: true }, { text: 'Say so.' }];
+    const { get, asked } = line({ 'POST /api/instructions/propose': [200, { steps }] });
+    const { steps: got } = await new Door(get, storage(), storage()).propose('c1');
+    expect(got).toEqual([steps[0], { text: 'Say so.', destructive: false }]);
+    expect(asked[0]?.body).toEqual({ call_id: 'c1' });
+  });
+
+  it('is handed over under a word of its own', async () => {
+    const { get, asked } = line({ 'POST /api/executions': [201, { id: 'e1', state: 'pending' }] });
+    const door = new Door(get, storage(), storage());
+    expect(await door.handOver('Look.', 'once')).toMatchObject({ id: 'e1', state: 'pending' });
+    expect(asked[0]?.body).toEqual({ instruction: 'Look.', idempotency_key: 'once' });
   });
 });
 

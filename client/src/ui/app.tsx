@@ -13,6 +13,7 @@ import { CallIcon, HangUpIcon, MicrophoneIcon, SettingsIcon } from './icons';
 import { Progress } from './execution';
 import { Asked } from './question';
 import { Sheet } from './sheet';
+import { Task } from './task';
 import { Words } from './transcript';
 import { Voices } from './voices';
 
@@ -45,12 +46,15 @@ export function App({ telephone, door, token }: Props) {
   const [sheet, setSheet] = useState(false);
   const session = entrance.state === 'open' ? entrance.session : null;
   const [execution, setExecution] = useState<string | null>(null);
+  const [answered, setAnswered] = useState(false);
   useEffect(() => {
     if (session?.execution) setExecution(session.execution);
     telephone.onexecution = setExecution;
   }, [session, telephone]);
   // A link that only shows how something goes has nobody to talk to.
   const viewing = session?.purpose === 'view';
+  // Something that carries out instructions, and a key that may give them: else nobody is offered what cannot be had.
+  const tasks = session?.purpose === 'talk' && entrance.state === 'open' && entrance.rules?.tasks === true;
   const stale = useStale(line.version, live(call));
   useEffect(() => {
     // Nothing was said yet, nothing is open: nobody would miss anything. Each load has its own version to compare with.
@@ -96,10 +100,22 @@ export function App({ telephone, door, token }: Props) {
           </div>
         )}
         {session?.question && (
-          <Asked door={door} id={session.question} telephone={telephone} settled={setExecution} />
+          <Asked
+            door={door}
+            id={session.question}
+            telephone={telephone}
+            settled={(execution) => {
+              setAnswered(true);
+              setExecution(execution);
+            }}
+          />
         )}
-        {session?.question && call.phase === 'idle' && !trouble && <p class="hint">{texts.asked.help}</p>}
-        {execution && <Progress door={door} id={execution} />}
+        {session?.question && call.phase === 'idle' && !trouble && !answered && (
+          <p class="hint">{texts.asked.help}</p>
+        )}
+        {execution && (
+          <Progress door={door} id={execution} asked={session?.question ?? null} answered={answered} />
+        )}
         {call.phase === 'asking' && (
           <div class="hello">
             <h2>{texts.asking}</h2>
@@ -117,6 +133,9 @@ export function App({ telephone, door, token }: Props) {
         {call.phase === 'talking' && <Hints call={call} echo={telephone.echo} />}
         {telephone.transcript.length > 0 && (
           <Words transcript={telephone.transcript} deaf={wordless(telephone)} />
+        )}
+        {tasks && !busy && telephone.id !== null && call.began !== null && (
+          <Task key={telephone.id} door={door} call={telephone.id} handed={setExecution} />
         )}
       </div>
 
@@ -160,8 +179,10 @@ export function App({ telephone, door, token }: Props) {
                 key="dial"
                 type="button"
                 class="dial"
-                disabled={entrance.state === 'looking'}
-                onClick={() => (entrance.state === 'closed' ? enter() : telephone.dial())}
+                // Also while the line is still asked whether one may: the call itself waits for that.
+                onClick={() =>
+                  entrance.state === 'closed' ? enter() : telephone.dial(trouble?.fault === 'elsewhere')
+                }
               >
                 <CallIcon />
                 <span>{entrance.state === 'closed' ? texts.tryAgain : again(call)}</span>
@@ -427,5 +448,6 @@ function status(call: Call): string {
 
 function again(call: Call): string {
   if (call.phase === idle.phase) return texts.call;
+  if (call.trouble?.fault === 'elsewhere') return texts.callHere;
   return call.phase === 'failed' ? texts.tryAgain : texts.callAgain;
 }

@@ -6,7 +6,15 @@ import { texts } from '../texts';
 
 const FINAL = ['completed', 'failed', 'cancelled', 'expired'];
 
-export function Progress({ door, id }: { door: Door; id: string }) {
+interface Props {
+  door: Door;
+  id: string;
+  /** The question that this page asks, and whether it has its end. */
+  asked: string | null;
+  answered: boolean;
+}
+
+export function Progress({ door, id, asked, answered }: Props) {
   const [execution, setExecution] = useState<Execution | null>(null);
   useEffect(() => {
     const path = `/api/executions/${encodeURIComponent(id)}`;
@@ -49,7 +57,9 @@ export function Progress({ door, id }: { door: Door; id: string }) {
     <article class="asked execution" data-state={state}>
       <p role="status" class="state">
         {!FINAL.includes(state) && <span class="spinner" aria-hidden="true" />}
-        {texts.execution.states[state] ?? state}
+        {state === 'waiting_for_input'
+          ? waiting(execution.question === asked, answered)
+          : (texts.execution.states[state] ?? state)}
       </p>
       {instruction !== '' && (
         <p class="context" dir="auto">
@@ -68,4 +78,10 @@ export function Progress({ door, id }: { door: Door; id: string }) {
       )}
     </article>
   );
+}
+
+/** `here`: what it waits for is asked on this page. */
+function waiting(here: boolean, answered: boolean): string {
+  if (!here) return texts.execution.asksElsewhere;
+  return answered ? texts.execution.getsAnswer : texts.execution.waits;
 }

@@ -202,7 +202,8 @@ function ReadAloud({ text, telephone }: { text: string; telephone: Telephone }) 
   );
 }
 
-function words(error: unknown): string {
+/** What to tell of a refusal. */
+export function words(error: unknown): string {
   const refused = known(error);
   return refused.message === '' ? faults[refused.fault].mend : refused.message;
 }

@@ -53,12 +53,19 @@ class Desk:
     ticket_s: float = 30.0
     question: dict[str, Any] | None = None
     execution: dict[str, Any] | None = None
+    tasks: bool = False
+    """An agent carries out what callers hand over."""
+    proposal: list[dict[str, Any]] | None = None
+    """What a call's words become, step by step. None: nothing was said."""
     links: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
+    called: dict[str, str | None] = field(default_factory=dict)
+    """Call → key, also of those that are over."""
     tickets: dict[str, str] = field(default_factory=dict)
     """Ticket → call; spent ones are gone."""
     answers: list[dict[str, Any]] = field(default_factory=list)
+    handed: list[dict[str, Any]] = field(default_factory=list)
     redeemed: int = 0
     lose_answers: int = 0
     """So many answers arrive and are taken, but the caller is not told: his connection breaks."""
@@ -141,6 +148,8 @@ class Desk:
             web.get(question, self._question),
             web.post(f"{question}/answer", self._answer),
             web.post(f"{question}/decline", self._decline),
+            web.post("/api/instructions/propose", self._propose),
+            web.post("/api/executions", self._hand_over),
             web.get("/api/executions/{execution}", self._execution),
             web.get("/api/executions/{execution}/events", self._progress),
         ]
@@ -162,6 +171,7 @@ class Desk:
         return web.json_response({
             "version": "0.0+standin", "access": self.access, "engine": "duplex", "conversations": 1,
             "transcript": {"kept": self.kept_days > 0, "days": self.kept_days}, "words": True,
+            "tasks": self.tasks,
         })  # fmt: skip
 
     async def _redeem(self, request: web.Request) -> web.Response:
@@ -184,6 +194,7 @@ class Desk:
             return refusal
         place = Place(secrets.token_hex(8), self._key(request))
         self.places[place.id] = place
+        self.called[place.id] = place.key
         if self.queue:
             place.state, place.position = "waiting", self.queue
             body = {"position": self.queue, "estimated_wait_s": 60 * self.queue}
@@ -275,6 +286,36 @@ class Desk:
             return web.json_response(self.question)
 
         return self._asked(request, take)
+
+    async def _propose(self, request: web.Request) -> web.Response:
+        if refusal := self._closed(request):
+            return refusal
+        call = (await request.json())["call_id"]
+        if self.called.get(call) != self._key(request):
+            return problem(404, "not_found", "There is no such call, or it is not for this key.")
+        if self.proposal is None:
+            return problem(409, "nothing_said", "No words of the caller were heard in this call.")
+        text = "\n".join(step["text"] for step in self.proposal)
+        return web.json_response({
+            "call_id": call, "instruction": text, "steps": self.proposal, "drafted_by": "words",
+        })  # fmt: skip
+
+    async def _hand_over(self, request: web.Request) -> web.Response:
+        if refusal := self._closed(request):
+            return refusal
+        key = self._key(request)
+        if key is None:
+            return problem(401, "no_key", "An instruction needs a key.")
+        if self.keys[key]["purpose"] != "talk":
+            return problem(403, "wrong_scope", "This link is for one question, not for new ones.")
+        body = await request.json()
+        if not any(handed["idempotency_key"] == body["idempotency_key"] for handed in self.handed):
+            self.handed.append(body)
+            self.execution = {
+                "id": f"task-{len(self.handed)}", "state": "pending", "instruction": body["instruction"],
+                "question_id": None, "result": None, "error": None,
+            }  # fmt: skip
+        return web.json_response(self.execution, status=201)
 
     async def _execution(self, request: web.Request) -> web.Response:
         if refusal := self._closed(request):

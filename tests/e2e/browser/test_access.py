@@ -11,6 +11,7 @@ from playwright.sync_api import Browser
 from tests.e2e.browser.driver import Caller, calling
 from tests.e2e.browser.standin import Line
 from tests.e2e.browser.test_asked import EXECUTION, QUESTION
+from tests.e2e.browser.test_task import STEPS, talked
 from tests.e2e.browser.test_trouble import refusing
 
 AXE = Path(__file__).parents[3] / "client/node_modules/axe-core/axe.min.js"
@@ -83,7 +84,7 @@ def test_axe_has_nothing_to_say(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nor_about_a_question_a_result_and_trouble(browser: Browser, line: Line, scheme: str) -> None:
+def test_nor_about_a_question_a_result_a_task_and_trouble(browser: Browser, line: Line, scheme: str) -> None:
     line.desk.access = "links"
     line.desk.question, line.desk.execution = dict(QUESTION), EXECUTION | {"result": "Done so far."}
     token = line.desk.link("answer", question_id="q1", execution_id="e1")
@@ -93,6 +94,13 @@ def test_nor_about_a_question_a_result_and_trouble(browser: Browser, line: Line,
         assert complaints(caller) == []
     with calling(browser, f"{line.url}/#t={'x' * 43}", color_scheme=scheme) as caller:
         caller.see("This link opens nothing")
+        assert complaints(caller) == []
+    line.desk.tasks, line.desk.proposal = True, STEPS
+    with calling(browser, f"{line.url}/#t={line.desk.link()}", color_scheme=scheme) as caller:
+        talked(caller)
+        assert complaints(caller) == []
+        caller.press("Make a task of this call")
+        caller.see("Look twice")
         assert complaints(caller) == []
     line.desk.access = None
     script = refusing("NotAllowedError")
