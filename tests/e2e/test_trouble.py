@@ -190,6 +190,7 @@ def test_a_host_without_network_is_told_so() -> None:
         assert "127.0.0.1:9" in refused.output or "network" in refused.output.lower()
 
 
+@pytest.mark.timeout(1500)  # two uninstalls and a whole first run
 def test_uninstalling_leaves_nothing_and_installing_again_works(line: Line) -> None:
     gone = line.play("playbooks/uninstall.yml")
     assert gone.status == 0, gone.output[-4000:]
