@@ -54,6 +54,11 @@ class Postgres:
         """A migrated database of one's own."""
         return self.make(f"copy{next(self._numbers)}", "migrated")
 
+    def cut(self, url: str) -> None:
+        """End every connection to a database, as a server that is restarted does."""
+        name = url.rpartition("/")[2]
+        self._do(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")  # noqa: S608
+
     def drop(self, url: str) -> None:
         self._do(f'DROP DATABASE "{url.rpartition("/")[2]}" WITH (FORCE)')
 

@@ -27,7 +27,7 @@ STEPS = ["asked", "let in", "talking", "hung up"]
 class Process:
     """The orchestrator on a port of its own; ``start`` it again after a kill."""
 
-    def __init__(self, database: str, engine: int) -> None:
+    def __init__(self, database: str, engine: int, **more: str) -> None:
         self.port = free_port()
         self.environment = environment(
             MOSHI_URL="https://line.example.org:8998",
@@ -35,6 +35,7 @@ class Process:
             LINE_ENGINE_PORT=str(engine),
             DATABASE_URL=database,
             ORCHESTRATOR_OPERATOR_TOKEN=OPERATOR,
+            **more,
         )
         self.running: asyncio.subprocess.Process | None = None
 
