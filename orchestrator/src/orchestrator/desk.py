@@ -113,7 +113,7 @@ async def opened(
     )
     questions = Questions(storage, outbox, timeout=timedelta(minutes=settings.execution_timeout_minutes))
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(door.runs(tools.server_of(storage, questions, outbox)))
+        await stack.enter_async_context(door.runs(tools.server_of(storage, questions, outbox, health)))
         executions = await stack.enter_async_context(carrying(settings, storage, questions, outbox))
         work = [
             asyncio.create_task(outbox.run()),

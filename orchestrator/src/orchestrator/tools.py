@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 from orchestrator import __version__, questions, scopes, tables
 from orchestrator.asks import CHOICES, DEADLINE_MINUTES, Ask, plain_or_none, problems_of
 from orchestrator.edge import BODY_BYTES
+from orchestrator.health import Health, document
 from orchestrator.outbox import MESSAGES_AN_HOUR, Outbox, TooManyError
 from orchestrator.problems import problem
 from orchestrator.questions import Questions, QuestionState, UnknownError
@@ -98,6 +99,14 @@ class Transcript(BaseModel):
     lines: list[Line]
 
 
+class Condition(BaseModel):
+    """How the line is."""
+
+    status: Literal["ok", "degraded", "starting", "unhealthy"]
+    version: str
+    reasons: list[str] = Field(description="what is not well, each with its mend; for the person")
+
+
 NEXT = {
     QuestionState.OPEN: "Nobody has answered yet. Call check_answer with this id; the person was told.",
     QuestionState.ANSWERED: "Go on with the answer.",
@@ -131,7 +140,7 @@ def minutes_until(deadline: int | str | None, moment: datetime) -> int | None:
     return max(1, round(left.total_seconds() / 60))
 
 
-def server_of(storage: Storage, asked: Questions, outbox: Outbox) -> MCPServer:
+def server_of(storage: Storage, asked: Questions, outbox: Outbox, health: Health) -> MCPServer:
     """Make the server with its tools."""
     server = MCPServer(
         "hotline", title="Hotline", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING"
@@ -257,6 +266,11 @@ def server_of(storage: Storage, asked: Questions, outbox: Outbox) -> MCPServer:
             raise ToolError("There is no call with this id.")
         lines = [Line(**{name: getattr(row, name) for name in Line.model_fields}) for row in said]
         return Transcript(call_id=call_id, lines=lines)
+
+    @server.tool(title="Look how the line is", annotations=ToolAnnotations(read_only_hint=True))
+    async def line_health() -> Condition:
+        """Say whether the line is well: its engines, nginx, the disk and the GPU, asked now."""
+        return Condition.model_validate(document(list((await health.asked()).values())))
 
     return server
 

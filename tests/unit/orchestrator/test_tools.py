@@ -79,7 +79,10 @@ async def question_id(port: int) -> str:
 async def test_an_agent_sees_the_tools(port: int, mode: str) -> None:
     async with agent(port, mode=mode) as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-    assert set(tools) == {"ask_by_voice", "check_answer", "notify", "list_calls", "get_transcript"}
+    assert set(tools) == {
+        *("ask_by_voice", "check_answer", "notify"),
+        *("list_calls", "get_transcript", "line_health"),
+    }
     asked = tools["ask_by_voice"].input_schema
     assert asked["required"] == ["question"]
     assert set(asked["properties"]) == {"question", "context", "choices", "deadline", "wait_minutes", "key"}
@@ -179,6 +182,13 @@ async def test_it_reads_calls_and_what_was_said(port: int, sqlite_url: str) -> N
             ("caller", "Please clean up."),
             ("moshi", "Sure!"),
         ]
+
+
+async def test_it_sees_how_the_line_is(port: int) -> None:
+    async with agent(port) as client:
+        found = content(await client.call_tool("line_health", {}))
+    assert found["status"] == "unhealthy"
+    assert any("moshi@0" in reason and "Mend: " in reason for reason in found["reasons"])
 
 
 @pytest.mark.parametrize(
