@@ -26,8 +26,8 @@ def host_variables(node: Node, ssh_options: Sequence[str] = ()) -> dict[str, Any
         "ansible_host": node.host,
         "ansible_port": node.port,
         "ansible_user": node.user,
-        "line_host": node.url.partition("://")[2] or node.host,
-        "line_url": public_url(node),
+        "line_addresses": [node.host],
+        "line_outside_port": node.ports.get(LINE_PORT, LINE_PORT),
         "hotline_provider": node.provider,
         "hotline_node": node.id,
         "hotline_label": node.label,
@@ -36,7 +36,12 @@ def host_variables(node: Node, ssh_options: Sequence[str] = ()) -> dict[str, Any
         "hotline_price": node.price,
     }
     if node.url:
-        variables["tls_provider"] = "none"
+        # The gateway has one name and a certificate for it. Elsewhere the role `line` makes the URL.
+        variables |= {
+            "line_host": node.url.partition("://")[2],
+            "line_url": node.url,
+            "tls_provider": "none",
+        }
     if ssh_options:
         variables["ansible_ssh_common_args"] = shlex.join(ssh_options)
     return variables

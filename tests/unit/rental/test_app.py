@@ -215,7 +215,10 @@ def test_nodes_as_json_has_host_variables_and_groups(
     Ledger(Path(environment["HOTLINE_RENTAL_STATE"])).put(entry_of(market))
     found = json.loads(run(environment, "nodes", "--provider", "vast", "--json")[1])[0]
     assert found["variables"]["ansible_host"] == "127.0.0.1"
-    assert found["variables"]["line_url"] == "https://127.0.0.1:41998"
+    assert (found["variables"]["line_addresses"], found["variables"]["line_outside_port"]) == (
+        ["127.0.0.1"],
+        41998,
+    )
     assert "line_talk" in found["groups"]
 
 

@@ -131,7 +131,7 @@ def test_the_inventory_of_vast_and_its_cache(tmp_path: Path, market: Watching) -
     for group in ("line_talk", "gpu_rtx_4090", "kind_vm", "provider_vast"):
         assert found[group]["hosts"] == ["talk"]
     variables = found["_meta"]["hostvars"]["talk"]
-    assert (variables["ansible_host"], variables["line_url"]) == ("127.0.0.1", "https://127.0.0.1:41998")
+    assert (variables["line_addresses"], variables["line_outside_port"]) == (["127.0.0.1"], 41998)
     asked = len(market.asked)
     assert inventory(tmp_path, "vast", **secrets_of(market)) == found
     assert len(market.asked) == asked, "from the cache"
@@ -155,7 +155,7 @@ def test_the_inventories_of_salad_and_runpod(tmp_path: Path) -> None:
         found = inventory(tmp_path, "salad", **secrets_of(salad))["_meta"]["hostvars"]["talk"]
         assert (found["line_url"], found["tls_provider"]) == ("https://x.salad.cloud", "none")
         found = inventory(tmp_path, "runpod", **secrets_of(runpod))["_meta"]["hostvars"]["talk"]
-        assert found["line_url"] == "https://127.0.0.1:43998"
+        assert (found["line_addresses"], found["line_outside_port"]) == (["127.0.0.1"], 43998)
     finally:
         salad.close()
         runpod.close()
