@@ -65,6 +65,12 @@ speech:
 database:
 	@scripts/need postgresql /usr/lib/postgresql "is the other database that the orchestrator's tests run on"
 
+.PHONY: names
+names:
+	@scripts/need pebble pebble "is an authority that issues certificates to the tests" \
+	    knot /usr/sbin/knotd "is a name server that the tests may change" \
+	    nginx /usr/sbin/nginx "shows the certificates"
+
 .PHONY: browser
 browser: speech
 	@scripts/need chromium chromium "opens the page as a caller would" firefox-esr firefox-esr "opens it as another caller would" pulseaudio pulseaudio "is the loudspeaker that Firefox wants"
@@ -95,7 +101,7 @@ lint: .venv/.ready page-packages  ## ansible-lint (production), yamllint, ruff, 
 	cd client && npm run --silent lint
 
 .PHONY: unit
-unit: .venv/.ready page-packages speech database  ## tests that need neither a host nor torch
+unit: .venv/.ready page-packages speech database names  ## tests that need neither a host nor torch
 	pytest tests/unit tests/roles
 	cd client && npm test --silent
 

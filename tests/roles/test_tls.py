@@ -35,6 +35,8 @@ class Ran:
 class Machine:
     """A controller and a host in one folder."""
 
+    tags = "tls_preflight,tls_configure"
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ca = folder / "ca"
@@ -53,11 +55,12 @@ class Machine:
             "line_listen": "all",
             **variables,
         }
+        extra = {name: value for name, value in extra.items() if value is not None}
         command = [
             str(Path(sys.executable).with_name("ansible-playbook")),
             *("-i", str(self.folder / "inventory.json")),
             *("-e", json.dumps(extra)),
-            *("--tags", "tls_preflight,tls_configure"),
+            *("--tags", self.tags),
             *arguments,
             str(self.folder / "play.yml"),
         ]
