@@ -49,6 +49,7 @@ LINES: dict[str, dict[str, Any]] = {
     "many": {"moshi_engine": "duplex", "moshi_conversations": "auto"},
     "gateway": {"tls_provider": "none", "nginx_trusted_proxies": ["127.0.0.1"]},
     "manual": {"tls_provider": "manual", "line_listen": "all"},
+    "proven": {"tls_provider": "acme", "tls_acme_challenge": "http", "line_listen": "all"},
 }
 
 
@@ -155,6 +156,7 @@ class Line:
     engine_ports: list[int]
     tls: bool
     process: subprocess.Popen[bytes] | None = None
+    proof_port: int = 0
 
     def url(self, path: str = "/", host: str = "127.0.0.1", scheme: str | None = None) -> str:
         return f"{scheme or ('https' if self.tls else 'http')}://{host}:{self.port}{path}"
@@ -253,7 +255,7 @@ def prepare(folder: Path, name: str) -> None:
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Line]]:
     """All the lines, configured by one run of the role, started when first asked for."""
     folder = tmp_path_factory.mktemp("nginx")
-    ports = free_ports(4 * len(LINES))
+    ports = free_ports(4 * len(LINES) + 1)
     made: dict[str, Line] = {}
     hosts = {}
     for place, (name, settings) in enumerate(LINES.items()):
@@ -267,8 +269,10 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Line]]
             "line_port": port,
             "line_orchestrator_port": orchestrator,
             "line_engine_port": engines[0],
+            "tls_acme_http_port": ports[-1],
             **settings,
         }
+    made["proven"].proof_port = ports[-1]
     done = configure(folder, hosts)
     assert done.returncode == 0, done.stdout + done.stderr
     yield made
@@ -286,6 +290,12 @@ def _started(lines: dict[str, Line], name: str) -> Line:
 def line(lines: dict[str, Line]) -> Line:
     """The line as the roles' defaults make it."""
     return _started(lines, "usual")
+
+
+@pytest.fixture
+def proven(lines: dict[str, Line]) -> Line:
+    """A line whose name an authority proves at port 80."""
+    return _started(lines, "proven")
 
 
 @pytest.fixture
