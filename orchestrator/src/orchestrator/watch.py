@@ -11,6 +11,7 @@ import logging
 import ssl
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 
@@ -23,24 +24,31 @@ from orchestrator.storage import now
 LOOK_S = 60.0
 CERTIFICATE_S = 3.0
 LITTLE_TIME = timedelta(days=14)
-"""A certificate that renews itself is renewed well before."""
+"""A certificate that renews itself is renewed well before; one of some days has a fifth of its life."""
+NOT_RENEWED = Path("/var/lib/hotline/certificate/trouble")
+"""Where what renews certificates (role `tls`) says why it could not; not there while it could."""
 
 TITLES = {
     "engines": "The voice of your line is in trouble",
     "disk": "The disk of your line is nearly full",
-    "certificate": "The certificate of your line runs out",
+    "certificate": "The certificate of your line is in trouble",
 }
 
 log = logging.getLogger("orchestrator.watch")
 
 
-def judge_certificate(ends: datetime, moment: datetime) -> Verdict:
-    """Judge how long a certificate still holds."""
+def judge_certificate(begins: datetime, ends: datetime, moment: datetime, trouble: str = "") -> Verdict:
+    """Judge how long a certificate still holds; ``trouble`` is why it could not be renewed, if so."""
     left = ends - moment
-    mend = "Mend: run site.yml again, or renew the certificate that tls_provider: manual was given"
+    mend = trouble or "Mend: run site.yml again, or renew the certificate that tls_provider: manual was given"
     if left <= timedelta(0):
         return Verdict(Status.UNHEALTHY, f"the certificate ran out on {ends:%Y-%m-%d}. {mend}")
-    if left < LITTLE_TIME:
+    if trouble:
+        return Verdict(
+            Status.DEGRADED,
+            f"the certificate holds until {ends:%Y-%m-%d %H:%M} UTC and is not renewed. {mend}",
+        )
+    if left < min(LITTLE_TIME, (ends - begins) / 5):
         return Verdict(
             Status.DEGRADED, f"the certificate holds for {left.days} more days, until {ends:%Y-%m-%d}. {mend}"
         )
@@ -56,8 +64,8 @@ def told_now(
     return frozenset(bad), events
 
 
-async def certificate_end(port: int) -> datetime | None:
-    """Return when the certificate on a port of this machine runs out; None when there is none to be seen."""
+async def certificate_life(port: int) -> tuple[datetime, datetime] | None:
+    """Return from when to when the certificate on a port of this machine holds; None if none is seen."""
     try:
         _, writer = await asyncio.wait_for(
             asyncio.open_connection("127.0.0.1", port, ssl=trust_nobody_needs(), server_hostname="localhost"),
@@ -67,12 +75,23 @@ async def certificate_end(port: int) -> datetime | None:
         return None
     try:
         secured = writer.get_extra_info("ssl_object")
-        shown = secured.getpeercert(binary_form=True) if secured is not None else None
-        return x509.load_der_x509_certificate(shown).not_valid_after_utc if shown else None
+        der = secured.getpeercert(binary_form=True) if secured is not None else None
+        if not der:
+            return None
+        shown = x509.load_der_x509_certificate(der)
+        return shown.not_valid_before_utc, shown.not_valid_after_utc
     except ValueError:
         return None
     finally:
         writer.close()
+
+
+def why_not_renewed(file: Path = NOT_RENEWED) -> str:
+    """Return why the certificate could not be renewed; nothing while it could."""
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 class Watch:
@@ -92,9 +111,10 @@ class Watch:
         engines, disk = await self._health.seen()
         seen = {"engines": engines, "disk": disk}
         if self._settings.tls_provider != "none":
-            ends = await certificate_end(self._settings.line_port)
-            if ends is not None:
-                seen["certificate"] = judge_certificate(ends, self._clock())
+            life = await certificate_life(self._settings.line_port)
+            trouble = why_not_renewed() if self._settings.tls_provider == "acme" else ""
+            if life is not None:
+                seen["certificate"] = judge_certificate(*life, self._clock(), trouble)
         self._before, events = told_now(self._before, seen, self._clock())
         for event in events:
             if await self._outbox.tell(event):

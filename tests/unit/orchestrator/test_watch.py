@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from orchestrator.health import Status, Verdict
-from orchestrator.watch import certificate_end, judge_certificate, told_now
+from orchestrator.watch import certificate_life, judge_certificate, told_now, why_not_renewed
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=timezone.utc)
 WELL, DOWN = Verdict(Status.OK, "fine"), Verdict(Status.UNHEALTHY, "moshi@0 does not run. Mend: …")
@@ -43,10 +43,31 @@ def test_a_line_that_starts_is_in_no_trouble(status: Status) -> None:
 
 
 @pytest.mark.parametrize(
-    ("days", "status"), [(60, Status.OK), (14, Status.OK), (13, Status.DEGRADED), (-1, Status.UNHEALTHY)]
+    ("life", "left", "status"),
+    [
+        (397, 60, Status.OK),
+        (90, 14, Status.OK),
+        (90, 13, Status.DEGRADED),
+        (90, -1, Status.UNHEALTHY),
+        (6, 3, Status.OK),
+        (6, 1, Status.DEGRADED),
+    ],
 )
-def test_how_long_a_certificate_holds(days: int, status: Status) -> None:
-    assert judge_certificate(NOON + timedelta(days=days), NOON).status is status
+def test_how_long_a_certificate_holds(life: int, left: int, status: Status) -> None:
+    ends = NOON + timedelta(days=left)
+    assert judge_certificate(ends - timedelta(days=life), ends, NOON).status is status
+
+
+def test_a_certificate_that_is_not_renewed_is_told_at_once_and_why(tmp_path: Path) -> None:
+    assert why_not_renewed(tmp_path / "trouble") == ""
+    (tmp_path / "trouble").write_text("Cloudflare refuses the key. Mend: set tls_dns_token to another.\n")
+    trouble = why_not_renewed(tmp_path / "trouble")
+    told = judge_certificate(NOON - timedelta(days=61), NOON + timedelta(days=29), NOON, trouble)
+    assert told.status is Status.DEGRADED
+    assert told.detail == (
+        "the certificate holds until 2026-12-23 12:00 UTC and is not renewed. "
+        "Cloudflare refuses the key. Mend: set tls_dns_token to another."
+    )
 
 
 async def test_the_certificate_is_read_from_the_port_whoever_signed_it(tmp_path: Path) -> None:
@@ -72,5 +93,5 @@ async def test_the_certificate_is_read_from_the_port_whoever_signed_it(tmp_path:
     context.load_cert_chain(tmp_path / "both.pem")
     async with await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0, ssl=context) as server:
         port = server.sockets[0].getsockname()[1]
-        assert await certificate_end(port) == NOON - timedelta(days=800)
-    assert await certificate_end(port) is None
+        assert await certificate_life(port) == (NOON - timedelta(days=900), NOON - timedelta(days=800))
+    assert await certificate_life(port) is None
