@@ -200,10 +200,11 @@ export const texts = {
     title: 'Does your phone or browser distrust this page?',
     why: 'The warning means only that no public authority knows this line: the connection is encrypted all the same. This line signs its own certificate. Install its certificate authority once, and the warnings end. Do it only if you know who runs this line.',
     download: 'Download the certificate authority',
+    profile: 'Open the profile for iPhone and iPad',
     steps: [
       {
         system: 'iPhone, iPad',
-        text: 'Open the download in Safari and allow the profile. Settings › General › VPN & Device Management: install it. Then Settings › General › About › Certificate Trust Settings: switch it on. Without this, Safari makes no calls here.',
+        text: 'Open the profile in Safari and allow it. Settings › General › VPN & Device Management: install it. Then Settings › General › About › Certificate Trust Settings: switch it on. Without this, Safari makes no calls here, even if you click the warning away.',
       },
       {
         system: 'Android',

@@ -249,6 +249,7 @@ def prepare(folder: Path, name: str) -> None:
     (own / "sites-enabled" / "default").symlink_to(own / "sites-available" / "default")
     make_page(own / "page")
     make_certificate(own / "tls", ["localhost", "127.0.0.1", "::1", "hotline.example"])
+    (own / "tls" / "ca.mobileconfig").write_text("a profile")
 
 
 @pytest.fixture(scope="session")

@@ -152,7 +152,10 @@ async def test_the_authority_is_offered_as_phones_want_it(line, manual, caller):
     answer = await caller.ask(line, "/hotline-ca.pem")
     assert answer.headers["Content-Type"] == "application/x-x509-ca-cert"
     assert answer.text == (line.folder / "tls" / "ca.pem").read_text()
-    assert (await caller.ask(manual, "/hotline-ca.pem")).status == 404
+    profile = await caller.ask(line, "/hotline-ca.mobileconfig")
+    assert profile.headers["Content-Type"] == "application/x-apple-aspen-config"
+    for path in ("/hotline-ca.pem", "/hotline-ca.mobileconfig"):
+        assert (await caller.ask(manual, path)).status == 404
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 import json
 import os
+import plistlib
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,11 @@ def test_the_life_of_a_certificate(machine: Machine) -> None:
     assert machine.ca.stat().st_mode & 0o777 == 0o700
     assert (machine.tls / "privkey.pem").stat().st_mode & 0o777 == 0o600
     assert (machine.tls / "ca.pem").read_bytes() == (machine.ca / "ca.pem").read_bytes()
+    profile = plistlib.loads((machine.tls / "ca.mobileconfig").read_bytes())
+    [payload] = profile["PayloadContent"]
+    assert payload["PayloadType"] == "com.apple.security.root"
+    authority = x509.load_pem_x509_certificate((machine.ca / "ca.pem").read_bytes())
+    assert x509.load_der_x509_certificate(payload["PayloadContent"]) == authority
     assert "PRIVATE KEY" not in first.text
 
     # the second run changes nothing, and neither does another order of the names
@@ -339,7 +345,8 @@ def test_files_that_are_not_there_are_named(operator: Machine) -> None:
 @pytest.mark.parametrize("on_host", [False, True], ids=["controller", "host"])
 def test_a_good_certificate_is_taken(operator: Machine, on_host: bool) -> None:
     (operator.tls).mkdir(exist_ok=True)
-    (operator.tls / "ca.pem").write_text("of an authority of before")
+    for name in ("ca.pem", "ca.mobileconfig"):
+        (operator.tls / name).write_text("of an authority of before")
     for name in ("fullchain.pem", "privkey.pem"):
         (operator.tls / name).unlink(missing_ok=True)
     brought = bring(operator, GOOD + MIDDLE.pem, pem_key(KEY)) | {"tls_manual_on_host": on_host}
@@ -349,7 +356,8 @@ def test_a_good_certificate_is_taken(operator: Machine, on_host: bool) -> None:
     assert (operator.tls / "fullchain.pem").read_bytes() == GOOD + MIDDLE.pem
     assert (operator.tls / "privkey.pem").read_bytes() == pem_key(KEY)
     assert (operator.tls / "privkey.pem").stat().st_mode & 0o777 == 0o600
-    assert not (operator.tls / "ca.pem").exists(), "an authority that did not sign this is not offered"
+    for name in ("ca.pem", "ca.mobileconfig"):
+        assert not (operator.tls / name).exists(), "an authority that did not sign this is not offered"
     assert operator.run(**brought).changed == []
 
 

@@ -288,7 +288,7 @@ function Hints({ call, echo }: { call: Call; echo: boolean }) {
 }
 
 function Certificate({ url }: { url: string }) {
-  const { title, why, download, steps } = texts.certificate;
+  const { title, why, download, profile, steps } = texts.certificate;
   return (
     <details class="certificate">
       <summary>{title}</summary>
@@ -297,6 +297,10 @@ function Certificate({ url }: { url: string }) {
         <a href={url} download>
           {download}
         </a>
+      </p>
+      <p>
+        {/* Opened, not downloaded: only then Safari offers to install it. */}
+        <a href={url.replace(/\.pem$/, '.mobileconfig')}>{profile}</a>
       </p>
       <dl>
         {steps.map(({ system, text }) => (

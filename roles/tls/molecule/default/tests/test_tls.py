@@ -43,7 +43,7 @@ def test_the_authority_signed_it(host):
 def test_the_key_is_roots_alone(host):
     key = host.file("/etc/hotline/tls/privkey.pem")
     assert (key.user, key.group, key.mode) == ("root", "root", 0o600)
-    for name in ("fullchain.pem", "ca.pem"):
+    for name in ("fullchain.pem", "ca.pem", "ca.mobileconfig"):
         public = host.file(f"/etc/hotline/tls/{name}")
         assert (public.user, public.group, public.mode) == ("root", "root", 0o644)
 
