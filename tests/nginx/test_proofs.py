@@ -27,10 +27,13 @@ def test_a_proof_is_shown(proven, address):
 def test_nothing_else_is_there_and_people_are_shown_the_line(proven):
     (proven.folder / "state/certificate/account.pem").parent.mkdir(parents=True, exist_ok=True)
     (proven.folder / "state/certificate/account.pem").write_text("do-not-tell")
-    for path in ("/", "/account.pem", "/.well-known/acme-challenge/../../../account.pem", "/health"):
+    for path in ("/", "/account.pem", "/.well-known/acme-challenge/../../account.pem", "/health"):
         status, location, body = ask(proven.proof_port, path)
         assert (status, location) == (302, proven.url("/")), path
         assert "do-not-tell" not in body
+    above = ask(proven.proof_port, "/.well-known/acme-challenge/../../../account.pem")
+    assert above[0] == 400
+    assert "do-not-tell" not in above[2]
 
 
 def test_a_line_that_is_proven_otherwise_has_one_port(line):
