@@ -28,8 +28,14 @@ REACH_S = 1.0
 TAPS = 64
 FORGET = 0.9995
 """How sure the filter stays, per hop, that the way is still the same."""
+PRIOR = 0.1
+"""Variance of a way that nothing is known of; an echo as loud as Moshi has 1 in all its 25 parts together.
+With more, the filter learns the caller's voice at first, and takes a minute to forget it.
+"""
 WORTH = 0.7
-"""A hop has to lose this much of its power by the subtraction, or is left as it is."""
+"""A hop that loses this much of its power by the subtraction is Moshi's."""
+TRUST_HOPS, TRUST = 50, 0.5
+"""Hops over which is measured how much of the found echo is really there; the least that is subtracted."""
 QUIET = 1e-5
 """Mean power, -50 dB of full scale, below which Moshi is taken to be silent."""
 LEAST_REST, MOST_REST = 0.01, 0.15
@@ -78,12 +84,13 @@ class Canceller:
         self._said = np.zeros(shape, dtype=np.complex64)
         """Spectra of what was said, the newest first."""
         self._way = np.zeros(shape, dtype=np.complex64)
-        self._doubt = np.ones(shape, dtype=np.float32)
+        self._doubt = np.full(shape, PRIOR, dtype=np.float32)
         """Variance of the way."""
         self._near = np.full(bins, 1e-3, dtype=np.float32)
         self._last: Sound = np.zeros(HOP, dtype=np.float32)
         self._share = 0.0
-        """Of the echo that is subtracted: all or nothing, with a ramp between."""
+        """Of the echo that is subtracted, with a ramp between."""
+        self._there = self._found = 0.0
 
     def take(self, heard: Sound, said: Sound) -> tuple[Sound, Sound]:
         """Take HOP samples of each; return what is left of ``heard``, and the echo that was found in it."""
@@ -104,11 +111,25 @@ class Canceller:
         self._way += np.fft.rfft(taps, axis=1).astype(np.complex64)
         size = self._way.real**2 + self._way.imag**2
         self._doubt = FORGET**2 * (1 - 0.5 * gain * power) * self._doubt + (1 - FORGET**2) * size
-        # What was learned may be wrong, above all at first: it is subtracted where that takes sound away.
-        share = 1.0 if np.dot(rest, rest) < WORTH * np.dot(heard, heard) else 0.0
+        share = self._worth(heard, echo, rest)
         ramp = np.linspace(self._share, share, HOP, dtype=np.float32)
         self._share = share
         return heard - ramp * echo, echo
+
+    def _worth(self, heard: Sound, echo: Sound, rest: Sound) -> float:
+        """Return how much of the echo to subtract. What was learned may be wrong, above all at first, or no
+        longer so; under a louder voice one hop cannot tell. Over many the voice averages out, and what is
+        left of the product is what of the echo is in there.
+        """
+        power = float(np.dot(heard, heard))
+        weight = 1 / (TRUST_HOPS * (power + 1e-4))
+        keep = 1 - 1 / TRUST_HOPS
+        self._there = keep * self._there + weight * float(np.dot(heard, echo))
+        self._found = keep * self._found + weight * float(np.dot(echo, echo))
+        if float(np.dot(rest, rest)) < WORTH * power:
+            return 1.0
+        trust = min(1.0, self._there / (self._found + 1e-9))
+        return trust if trust > TRUST else 0.0
 
 
 class Cleaner:
