@@ -35,6 +35,7 @@ KV_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "fp32": torch.f
 NEAR_CODECS = 2
 """Calls whose Opus is handled beside the server's loop: 0.4 ms per frame and call."""
 CORES = len(os.sched_getaffinity(0))
+WORDS_NEED = ("moonshine_voice", "onnxruntime")
 DEFAULT_REPO = "kyutai/moshiko-pytorch-bf16"
 
 
@@ -352,12 +353,12 @@ def main(arguments: Sequence[str] | None = None, ready: Callable[[], None] = lam
     command = parser()
     options = command.parse_args(arguments)
     if options.transcribe == "auto":
-        options.transcribe = "moonshine" if CORES > 1 and find_spec("moonshine_voice") else "off"
+        options.transcribe = "moonshine" if CORES > 1 and all(map(find_spec, WORDS_NEED)) else "off"
         say(f"words: {options.transcribe} ({CORES} cores)")
-    elif options.transcribe == "moonshine" and find_spec("moonshine_voice") is None:
+    elif options.transcribe == "moonshine" and not all(map(find_spec, WORDS_NEED)):
         command.error(
-            "--transcribe moonshine needs the package moonshine-voice 0.0.73 beside this one: install it, or "
-            "leave --transcribe out"
+            "--transcribe moonshine needs the packages moonshine-voice 0.0.73 and onnxruntime 1.23.2 beside "
+            "this one: install them, or leave --transcribe out"
         )
     # The engine's thread needs the interpreter for a moment per step, and must not wait 5 ms for it.
     sys.setswitchinterval(0.0005)

@@ -24,12 +24,12 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from duplex.echo import FRAME, QUIET, RATE, Cleaner, Sound, resemblance
+from duplex.moonshine import Tiny, folder
 
 HEADER = struct.Struct("<IBI")
 """Length of what follows, kind, call."""
@@ -59,8 +59,10 @@ TURN_PAUSE_MS, OPEN_TURN_PAUSE_MS = 800, 1600
 """Silence after which a turn is over, when its text ends as a sentence does, and when not."""
 TEXT, TURN_TEXT = 1000, 4000
 """Characters at most of a line, of a turn."""
-SPOKEN_MS = 15_000
-"""For how long Moshi's words are compared with what is heard."""
+SPOKEN_MS = 2500
+"""What Moshi said so long before a line, or in it, is compared with it: his text is a little ahead of his
+voice, the echo behind. Who repeats what he said earlier is heard.
+"""
 SKEW_FRAMES = 25
 LATE_S, LATE_REST_S = 0.2, 3.0
 """A finished line that waited longer than the first lets unfinished ones wait for the second."""
@@ -451,8 +453,8 @@ class Caller:
         share = min(1.0, float(loud.sum()) * step / len(heard))
         if share < 0.3:
             return False
-        until = self.ms(end)
-        spoken = " ".join(word for at, word in self._spoken if until - SPOKEN_MS <= at)
+        since = self.ms(start) - SPOKEN_MS
+        spoken = " ".join(word for at, word in self._spoken if since <= at)
         return is_echo(text, spoken, share, resemblance(heard, said))
 
     def rest(self) -> None:
@@ -484,17 +486,14 @@ class Caller:
 
 
 def load_moonshine() -> tuple[Callable[[], Voice], Transcribe]:
-    """Return what makes voice detectors, and what transcribes. Raises ImportError without moonshine-voice."""
-    import moonshine_voice  # noqa: PLC0415 - only these processes need it
+    """Return what makes voice detectors, and what transcribes. Raises ImportError without them."""
+    from moonshine_voice import ModelArch  # noqa: PLC0415 - only these processes need it
     from moonshine_voice.transcriber import Transcriber  # noqa: PLC0415
 
-    model = str(Path(moonshine_voice.__file__).parent / "assets" / "tiny-en")
-    tiny = moonshine_voice.ModelArch.TINY
-    words = Transcriber(model, tiny, options={"vad_threshold": "0", "return_audio_data": "false"})
     # The window is half the package's own: an end is noticed 0.1 s sooner; lines bridge the gaps.
     activity = Transcriber(
-        model,
-        tiny,
+        str(folder()),
+        ModelArch.TINY,
         options={
             "skip_transcription": "true",
             "return_audio_data": "false",
@@ -502,11 +501,7 @@ def load_moonshine() -> tuple[Callable[[], Voice], Transcribe]:
             "vad_window_duration": "0.25",
         },
     )
-
-    def transcribe(sound: Sound) -> str:
-        return " ".join(line.text for line in words.transcribe_without_streaming(sound.tolist(), RATE).lines)
-
-    return lambda: Silero(activity), transcribe
+    return lambda: Silero(activity), Tiny().text
 
 
 class Silero:
