@@ -39,7 +39,7 @@ and a word of Moshi; a call ends; a time that comes back. From it: JSON objects.
 """
 STAMP = struct.Struct("<d")
 
-PAUSE = int(0.40 * RATE)
+PAUSE = int(0.32 * RATE)
 """Silence that ends a line."""
 MARGIN = int(0.15 * RATE)
 """Kept after the voice: its last sounds are soft. (Before it the detector keeps half a second.)"""
@@ -53,7 +53,7 @@ PARTIAL_EVERY = 1.0
 """Seconds of new sound after which an unfinished line is transcribed again."""
 PARTIAL_GROWTH = 0.25
 """The same as a part of what the line is long already: a long line costs much."""
-PARTIAL_SHARE = 0.4
+PARTIAL_SHARE = 0.25
 """Part of the time that unfinished lines may take from the finished ones."""
 TURN_PAUSE_MS, OPEN_TURN_PAUSE_MS = 800, 1600
 """Silence after which a turn is over, when its text ends as a sentence does, and when not."""

@@ -70,13 +70,9 @@ class Tiny:
     def text(self, sound: Sound) -> str:
         """Return what is said in 16 kHz sound, always the likeliest token."""
         sound = np.concatenate((sound, np.zeros(max(0, LEAST - len(sound)), dtype=np.float32)))[None]
-        (states,) = self._encoder.run(
-            None, {"input_values": sound, "attention_mask": np.ones(sound.shape, dtype=np.int64)}
-        )
-        fixed = {
-            "encoder_hidden_states": states,
-            "encoder_attention_mask": np.ones(states.shape[:2], dtype=np.int64),
-        }
+        mask = np.ones(sound.shape, dtype=np.int64)  # of samples, for the decoder too
+        (states,) = self._encoder.run(None, {"input_values": sound, "attention_mask": mask})
+        fixed = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
         nothing = np.zeros((1, HEADS, 0, WIDTH), dtype=np.float32)
         past: dict[str, NDArray[np.float32]] = {
             f"past_key_values.{layer}.{part}.{what}": nothing
