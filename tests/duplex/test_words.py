@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import wave
@@ -569,21 +570,39 @@ async def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> 
         await eventually(lambda: transcriber.status()["workers"] == 1)
 
 
+def worker_after(code: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a worker that finds its interpreter as ``code`` left it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [
+            sys.executable,
+            "-c",
+            f"{code}; from duplex.listen import main; main()",
+            str(theirs.fileno()),
+        ]
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdout=quiet, stderr=quiet, cwd=ROOT
+        ), ours
+
+
+async def test_a_worker_whose_sandbox_forbids_to_step_back_hears_all_the_same() -> None:
+    # As systemd's SystemCallFilter=~@resources does it.
+    refuse = "def refuse(by): raise PermissionError(1, 'setpriority')"
+    transcriber = Moonshine(1, lambda: worker_after(f"import os; exec({refuse!r}); os.nice = refuse"))
+    await transcriber.start()
+    try:
+        await eventually(lambda: transcriber.status()["workers"] == 1)
+    finally:
+        await transcriber.stop()
+
+
 async def test_a_worker_that_cannot_start_says_why_and_is_not_started_in_a_rush() -> None:
     starts = []
 
     def broken() -> Any:
         starts.append(1)
-        code = "import sys; sys.modules['moonshine_voice'] = None; from duplex.listen import main; main()"
-        import socket
-
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-c", code, str(theirs.fileno())]
-            quiet = subprocess.DEVNULL
-            return subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdout=quiet, stderr=quiet, cwd=ROOT
-            ), ours
+        return worker_after("import sys; sys.modules['moonshine_voice'] = None")
 
     transcriber = Moonshine(1, broken)
     await transcriber.start()
