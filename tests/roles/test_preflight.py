@@ -296,15 +296,15 @@ def test_a_setting_that_no_role_says_is_not_judged() -> None:
 @pytest.mark.parametrize(
     ("cores", "settings", "words"),
     [
-        (16, {"moshi_transcribe": "auto", "moshi_conversations": "auto"}, ["of 48 callers"]),
-        (16, {"moshi_transcribe": "moonshine", "moshi_conversations": 48}, ["of 48 callers"]),
+        (16, {"moshi_transcribe": "auto", "moshi_conversations": "auto"}, ["of 80 callers"]),
+        (16, {"moshi_transcribe": "moonshine", "moshi_conversations": 48}, ["of 80 callers"]),
         (
             2,
-            {"moshi_transcribe": "auto", "moshi_conversations": 8},
-            ["of 6 callers", "8 conversations", "more cores"],
+            {"moshi_transcribe": "auto", "moshi_conversations": 12},
+            ["of 10 callers", "12 conversations", "more cores"],
         ),
         (1, {"moshi_transcribe": "auto"}, ["no words", "more"]),
-        (1, {"moshi_transcribe": "moonshine"}, ["of 3 callers"]),
+        (1, {"moshi_transcribe": "moonshine"}, ["of 5 callers"]),
         (16, {"moshi_transcribe": "none"}, []),
         (16, {"moshi_transcribe": "auto", "moshi_engine": "moshi_server"}, []),
     ],
