@@ -113,7 +113,7 @@ engine: .venv-engine/.ready  ## tests that need torch: kyutai's real moshi.serve
 soak: .venv-engine/.ready browser page-packages database  ## ten thousand calls, an hour of words, an hour's call in a browser, 200 random kills: nothing of them may stay, or be lost
 	SOAK=10000 .venv-engine/bin/python -m pytest tests/duplex/test_server.py -k leave_nothing_behind --timeout 7200
 	SOAK_MINUTES=60 .venv-engine/bin/python -m pytest tests/duplex/test_words.py -k grows_nothing --timeout 7200
-	HOTLINE_CALL_S=3600 pytest tests/e2e/browser/test_network.py -k long_call
+	HOTLINE_CALL_S=3600 pytest tests/e2e/browser/test_endurance.py
 	KILLS=200 pytest -s tests/unit/orchestrator/test_kills.py --timeout 7200
 
 .PHONY: words

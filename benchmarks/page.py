@@ -19,7 +19,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,11 +34,23 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.e2e.browser import driver, standin  # noqa: E402 - this file is run from anywhere
-from tests.e2e.browser.conftest import built_page  # noqa: E402
 from tests.e2e.browser.shaping import shaped  # noqa: E402
 
 RATE = 48_000
 EVERY_S = 1.0
+READY = """
+    const look = new MutationObserver(() => {
+        const button = document.querySelector('button.dial:not([disabled])');
+        if (!button) return;
+        look.disconnect();
+        const { responseStart } = performance.getEntriesByType('navigation')[0];
+        const script = performance.getEntriesByType('resource').find((one) => one.name.endsWith('.js'));
+        window.seen = { html: responseStart, script: script.responseEnd, button: performance.now() };
+        requestAnimationFrame(() => setTimeout(() => { window.seen.painted = performance.now(); }));
+    });
+    look.observe(document, { childList: true, subtree: true });
+"""
+"""Notes when the button is there, and when it was painted, ms since the navigation began."""
 AIM_MS = 120
 """60 ms from microphone to wire, 60 from wire to ear, at the median."""
 
@@ -140,26 +151,31 @@ def recovery(browser: Browser, line: standin.Line) -> dict[str, float]:
     return took
 
 
-def opening(browser: Browser, line: standin.Line) -> float:
-    """From the address to a button that can be pressed, in s, on a mid-range phone over 4G.
+def opening(browser: Browser, line: standin.Line, loads: int = 7) -> dict[str, float]:
+    """From the address to a button that can be pressed, in s, on a mid-range phone over 4G: the median.
 
-    As Lighthouse simulates it: 1.6 Mbit/s down, 150 ms there and back, a processor four times slower.
+    As Lighthouse simulates it: 1.6 Mbit/s down, 150 ms there and back for each request, a processor four
+    times slower. By the page's own clock, from the moment the browser is told to go there; the connection
+    itself is made over loopback and costs nothing.
     """
-    profile = browser.new_context(viewport={"width": 390, "height": 844})
-    page = profile.new_page()
-    session = profile.new_cdp_session(page)
-    session.send("Network.enable")
-    session.send(
-        "Network.emulateNetworkConditions",
-        {"offline": False, "latency": 150, "downloadThroughput": 200_000, "uploadThroughput": 93_750},
-    )
-    session.send("Emulation.setCPUThrottlingRate", {"rate": 4})
-    began = time.monotonic()
-    page.goto(line.url, wait_until="commit")
-    page.locator("button.dial:not([disabled])").wait_for()
-    took = time.monotonic() - began
-    profile.close()
-    return round(took, 2)
+    seen: list[dict[str, float]] = []
+    for _ in range(loads):
+        profile = browser.new_context(viewport={"width": 390, "height": 844})
+        profile.add_init_script(READY)
+        page = profile.new_page()
+        session = profile.new_cdp_session(page)
+        session.send("Network.enable")
+        session.send(
+            "Network.emulateNetworkConditions",
+            {"offline": False, "latency": 150, "downloadThroughput": 200_000, "uploadThroughput": 93_750},
+        )
+        session.send("Emulation.setCPUThrottlingRate", {"rate": 4})
+        page.goto(line.url, wait_until="commit")
+        while not (found := page.evaluate("window.seen")) or "painted" not in found:
+            page.wait_for_timeout(100)
+        seen.append(found)
+        profile.close()
+    return {name: round(statistics.median(one[name] for one in seen) / 1000, 2) for name in seen[0]}
 
 
 @contextmanager
@@ -176,13 +192,19 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--opening", action="store_true", help="only how soon a phone can use it")
     options = parser.parse_args()
-    page = built_page()
+    page = standin.built_page()
     with (
         tempfile.TemporaryDirectory() as folder,
         sync_playwright() as playwright,
         lines(page) as (mirror, line),
     ):
+        if options.opening:
+            browser = driver.launch(playwright, None)
+            print(json.dumps(opening(browser, line)))
+            browser.close()
+            return
         browser = driver.launch(playwright, clicks(Path(folder) / "clicks.wav"))
         added = through(browser, mirror, options.seconds)
         browser.close()
@@ -203,7 +225,8 @@ def main() -> None:
     print("kyutai's page by its constants, without its decoder: 40 ms pages + 80 + 10 ms of buffer = 130 ms")
     for name, seconds in result["recovery_s"].items():
         print(f"after {name}: {seconds} s until the buffer is below 120 ms again")
-    print(f"open on a simulated mid-range phone over 4G: {result['opening_s']} s")
+    print("open on a simulated mid-range phone over 4G: "
+          + ", ".join(f"{name} {seconds} s" for name, seconds in result["opening_s"].items()))  # fmt: skip
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 

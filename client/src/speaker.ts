@@ -12,6 +12,8 @@ const DECODER_MS = 15_000;
 const SAMPLE_RATE = 24_000;
 /** The decoder hands on sound in pieces of this length: one Opus frame, so that nothing waits in it. */
 const PIECE_MS = 20;
+/** How often the way to the ear is measured anew: in Firefox the page stands still while the sound server is asked, ms. */
+const OUTPUT_EVERY_MS = 5000;
 /** A fourth upwards, and the time from one tone to the next. */
 const RING_HZ = [587, 784];
 const RING_STEP_S = 0.22;
@@ -22,6 +24,8 @@ export class Speaker {
   readonly #gain: GainNode;
   readonly #decoder: Worker;
   #pages = new OggPages();
+  #asked = Number.NEGATIVE_INFINITY;
+  #outputMs = 0;
   /** The latest report from the audio thread. */
   report: FromSpeaker | null = null;
   /** Pages of Ogg that never came, over all conversations. */
@@ -92,7 +96,12 @@ export class Speaker {
 
   /** From the buffer to the ear, ms, as far as the browser knows. */
   get outputMs(): number {
-    return (this.#context.outputLatency || this.#context.baseLatency || 0) * 1000;
+    const now = performance.now();
+    if (now - this.#asked > OUTPUT_EVERY_MS) {
+      this.#asked = now;
+      this.#outputMs = (this.#context.outputLatency || this.#context.baseLatency || 0) * 1000;
+    }
+    return this.#outputMs;
   }
 
   /** Two soft tones: it is your turn. */

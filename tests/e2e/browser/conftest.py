@@ -5,9 +5,6 @@ In this folder the line is the stand-in. The same calls are made on a real line 
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,24 +13,11 @@ from playwright.sync_api import Browser, Playwright, sync_playwright
 
 from tests.e2e.browser import driver, standin
 
-REPOSITORY = Path(__file__).parents[3]
-
-
-def built_page() -> Path:
-    """The page that the role voice_client ships, built as it does it."""
-    builder = REPOSITORY / "roles/voice_client/files/build_page.py"
-    built = subprocess.run(
-        [sys.executable, builder, "--sources", REPOSITORY / "client", "--builds", REPOSITORY / ".cache/page"],
-        check=True,
-        stdout=subprocess.PIPE,
-    )
-    return Path(json.loads(built.stdout)["folder"])
-
 
 @pytest.fixture(scope="session")
 def page_folder() -> Path:
     """The built page."""
-    return built_page()
+    return standin.built_page()
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,17 @@ CONVERSATION = (
     ("That is good to know.", True),
     ("So what shall we", False),
 )
+SPOKEN = (
+    ("Please look at the backups.", True),
+    ("Delete everything before May, then tell me what is left.", True),
+)
+STEPS = [
+    {"text": "Look at the backups.", "destructive": False},
+    {"text": "Delete everything before May.", "destructive": True},
+    {"text": "Tell me what is left.", "destructive": False},
+]
+ELSEWHERE = "navigator.locks?.request('hotline.call', () => new Promise(() => {}))"
+"""As if another tab had a call."""
 REFUSED = (
     "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', 'NotAllowedError'))"
 )
@@ -156,7 +167,29 @@ def screens(browser: Browser, line: standin.Line, out: Path) -> None:
                 caller.see("14 checks passed")
                 caller.press("Hang up")
                 shoot(caller, "17-done")
-            line.desk.access, line.duplex = None, False
+            line.desk.tasks, line.desk.proposal = True, STEPS
+            with _opened(browser, f"{line.url}/#t={line.desk.link()}", size, scheme) as caller:
+                caller.talk()
+                for text, final in SPOKEN:
+                    line.tell(type="transcript", who="caller", text=text, final=final, start_ms=0, end_ms=1)
+                    caller.hear(10)
+                caller.press("Hang up")
+                caller.see("Make a task of this call")
+                shoot(caller, "18-offer")
+                caller.press("Make a task of this call")
+                caller.see("Look twice")
+                shoot(caller, "19-task")
+                caller.press("Hand over")
+                caller.see("It is about to begin.")
+                line.desk.run(state="running")
+                caller.see("It is being done.")
+                shoot(caller, "20-running")
+                line.desk.run(state="completed")
+            with _opened(browser, f"{line.url}/#t={line.desk.link()}", size, scheme, ELSEWHERE) as caller:
+                caller.press("Call Moshi")
+                caller.see("You are in a call already")
+                shoot(caller, "21-elsewhere")
+            line.desk.access, line.desk.tasks, line.duplex = None, False, False
 
 
 def sheets(browser: Browser, taken: Path, out: Path) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import mimetypes
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 
 from tests.e2e.browser.desk import Desk
 
+REPOSITORY = Path(__file__).parents[3]
 HANDSHAKE, AUDIO, TEXT, _, METADATA, ERROR = range(6)
 SAMPLE_RATE = 24_000
 FRAME = 1920
@@ -284,6 +287,17 @@ def _application(line: Line, page: Path) -> web.Application:
     application.router.add_routes(line.desk.routes())
     application.router.add_get("/{path:.*}", file)
     return application
+
+
+def built_page() -> Path:
+    """The page that the role voice_client ships, built as it does it."""
+    builder = REPOSITORY / "roles/voice_client/files/build_page.py"
+    built = subprocess.run(
+        [sys.executable, builder, "--sources", REPOSITORY / "client", "--builds", REPOSITORY / ".cache/page"],
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    return Path(json.loads(built.stdout)["folder"])
 
 
 @contextmanager
