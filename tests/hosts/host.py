@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Throwaway hosts: bare Debian 12 machines with a real systemd, reached by ordinary ssh on a loopback port.
 
+With `--kind container` a host is what Vast and RunPod rent out by default: no systemd, PID 1 is the
+provider's start script, few capabilities, NVIDIA's driver handed in from outside, shells that open tmux.
+
     tests/hosts/host.py create NAME      make one and boot it (the base is built once and cached)
     tests/hosts/host.py inventory NAME   print an Ansible inventory with this host in the group `line`
     tests/hosts/host.py ssh NAME [CMD…]  a shell, or one command, on it
@@ -46,6 +49,16 @@ PACKAGES = (
     "ca-certificates,netbase,tzdata"
 )
 BASE_REVISION = 2  # raise it when build_base changes
+CONTAINER_REVISION = 2  # raise it when build_container_layer changes
+# What is not in the images that containers are rented with, and what those have beside the base.
+CONTAINER_WITHOUT = ("systemd-sysv", "libpam-systemd", "systemd")
+CONTAINER_WITH = ("tmux",)
+# Docker's own set (github.com/moby/moby, profiles/…/defaults), which unprivileged containers are rented with.
+CONTAINER_CAPABILITIES = (
+    "audit_write,chown,dac_override,fowner,fsetid,kill,mknod,net_bind_service,net_raw,setfcap,setgid,setpcap,"
+    "setuid,sys_chroot"
+)
+DRIVER = "580.95.05"
 
 BASES = Path(os.environ.get("HOTLINE_HOSTS_CACHE", "/var/cache/hotline"))
 HOSTS = Path(os.environ.get("HOTLINE_HOSTS_DIR", "/var/lib/hotline-hosts"))
@@ -143,6 +156,97 @@ def build_base() -> Path:
         return base
 
 
+def container_layer() -> Path:
+    """Where the layer lies that makes a container of the base."""
+    words = f"{base_path().name} {CONTAINER_WITHOUT} {CONTAINER_WITH} {CONTAINER_REVISION}"
+    return BASES / f"container-{hashlib.sha256(words.encode()).hexdigest()[:12]}"
+
+
+def build_container_layer() -> Path:
+    """Make the cached layer that takes systemd out of the base, unless it is there: some seconds, once."""
+    base, layer = build_base(), container_layer()
+    with locked(BASES / "base.lock"):
+        if layer.is_dir():
+            return layer
+        say("taking systemd out of the base for container hosts (some seconds, only once)")
+        building, root = layer.with_suffix(".building"), layer.with_suffix(".root")
+        work = layer.with_suffix(".work")
+        for folder in (building, root, work):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        options = f"lowerdir={base},upperdir={building},workdir={work}"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(root)], check=True)
+        try:
+            shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+            proxies = {k: v for k, v in os.environ.items() if HANDED_IN.match(k)}
+            script = (
+                "export DEBIAN_FRONTEND=noninteractive; apt-get -qq update && "
+                f"apt-get -qq install --no-install-recommends {' '.join(CONTAINER_WITH)} && "
+                f"apt-get -qq purge --allow-remove-essential {' '.join(CONTAINER_WITHOUT)} && "
+                "apt-get -qq clean && ! command -v systemctl"
+            )
+            with (BASES / "container.log").open("wb") as log:
+                done = subprocess.run(
+                    ["chroot", str(root), "/bin/sh", "-c", script],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=proxies | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                    check=False,
+                )
+            if done.returncode != 0:
+                fail(f"systemd could not be taken out of the base; {BASES}/container.log says why")
+        finally:
+            subprocess.run(["umount", str(root)], check=False)
+            shutil.rmtree(work, ignore_errors=True)
+            root.rmdir()
+        building.rename(layer)
+        return layer
+
+
+def dress_container(root: Path) -> None:
+    """Lay down what a provider puts into a container: its start script, its shells, the host's driver."""
+    driver = root / "usr/share/stand-in/driver/nvidia"
+    (driver / "gpus/0000:01:00.0").mkdir(parents=True)
+    (driver / "version").write_text(
+        f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {DRIVER}  Release Build  (stand-in)\n"
+    )
+    (driver / "gpus/0000:01:00.0/information").write_text(
+        "Model: \t\t NVIDIA GeForce RTX 4090\nGPU UUID: \t GPU-00000000-0000-0000-0000-000000000000\n"
+    )
+    libraries = root / "usr/lib/x86_64-linux-gnu"
+    (libraries / f"libcuda.so.{DRIVER}").write_text("a stand-in\n")
+    (libraries / "libcuda.so.1").symlink_to(f"libcuda.so.{DRIVER}")
+    smi = root / "usr/bin/nvidia-smi"
+    smi.write_text(
+        "#!/bin/sh\n# A stand-in.\n"
+        f"echo '0, NVIDIA GeForce RTX 4090, 24564, GPU-00000000-0000-0000-0000-000000000000, 8.9, {DRIVER}'\n"
+    )
+    smi.chmod(0o755)
+    # Only the first process may still mount; what it starts has Docker's capabilities and no more.
+    first = root / "usr/share/stand-in/first"
+    first.write_text(
+        "#!/bin/sh\nmount --bind /usr/share/stand-in/driver /proc/driver\n"
+        "exec setpriv --inh-caps=-all --bounding-set=-all,"
+        + ",".join(f"+{name}" for name in CONTAINER_CAPABILITIES.split(","))
+        + " -- /bin/bash /usr/share/stand-in/entrypoint\n"
+    )
+    first.chmod(0o755)
+    (root / "usr/share/stand-in/entrypoint").write_text(
+        "# What a provider runs as PID 1: its sshd, then the renter's own start command, then nothing.\n"
+        "mkdir -p /run/sshd; trap 'exit 0' TERM\n/usr/sbin/sshd -D &\n"
+        "[ ! -e /root/onstart.sh ] || bash /root/onstart.sh >>/var/log/onstart.log 2>&1\n"
+        "while :; do wait; sleep 1; done\n"
+    )
+    (root / "etc/ssh/banner").write_text(
+        "Welcome to your container. If authentication fails, try again after a few seconds.\nHave fun!\n"
+    )
+    with (root / "etc/ssh/sshd_config.d/banner.conf").open("w") as conf:
+        conf.write("Banner /etc/ssh/banner\n")
+    (root / "root/.bashrc").write_text(
+        'case $- in *i*) [ -e ~/.no_auto_tmux ] || [ -n "$TMUX" ] || exec tmux new -A -s ssh_tmux ;; esac\n'
+    )
+
+
 # ------------------------------------------------------------------------------------------------ host
 
 
@@ -169,6 +273,11 @@ class Host:
     def need(self) -> dict[str, object]:
         """The state of a host that must exist."""
         return self.state or fail(f"no host '{self.name}' here. Mend: tests/hosts/host.py create {self.name}")
+
+    @property
+    def is_container(self) -> bool:
+        """Whether it is one without systemd."""
+        return self.state.get("kind") == "container"
 
     @property
     def key(self) -> Path:
@@ -204,13 +313,13 @@ class Host:
         ]
 
     def create(
-        self, *, owner: int | None, disk_mib: int | None, port: int | None, package_cache: bool
+        self, *, owner: int | None, disk_mib: int | None, port: int | None, package_cache: bool, kind: str
     ) -> None:
         """Make the host, boot it and wait until ssh answers."""
         need_tools()
         if self.state:
             fail(f"host '{self.name}' is there already. Mend: host.py reset {self.name}, or destroy it")
-        build_base()
+        build_container_layer() if kind == "container" else build_base()
         self.dir.mkdir(parents=True)
         with locked(HOSTS / "lock"):
             if not self.key.exists():
@@ -222,6 +331,7 @@ class Host:
                 json.dumps(
                     {
                         "name": self.name,
+                        "kind": kind,
                         "owner": owner,
                         "disk_mib": disk_mib,
                         "port": port or free_port(),
@@ -251,9 +361,8 @@ class Host:
             if keeper.poll() is not None:
                 tail = "\n  ".join((self.dir / "console.log").read_text(errors="replace").splitlines()[-8:])
                 fail(f"host '{self.name}' ended while it booted. Its last words:\n  {tail}")
-            asked = subprocess.run(
-                [*self.ssh_args(), "systemctl is-system-running"], capture_output=True, text=True, check=False
-            )
+            question = "echo running" if self.is_container else "systemctl is-system-running"
+            asked = subprocess.run([*self.ssh_args(), question], capture_output=True, text=True, check=False)
             if asked.stdout.strip() in ("running", "degraded"):
                 say(f"{self.name} is up after {time.monotonic() - began:.1f} s, ssh on port {state['port']}")
                 return
@@ -270,11 +379,14 @@ class Host:
         for folder in (self.layers / "upper", self.layers / "work", self.root):
             folder.mkdir(exist_ok=True)
         if not os.path.ismount(self.root):
-            options = f"lowerdir={base_path()},upperdir={self.layers}/upper,workdir={self.layers}/work"
+            lower = f"{container_layer()}:{base_path()}" if self.is_container else str(base_path())
+            options = f"lowerdir={lower},upperdir={self.layers}/upper,workdir={self.layers}/work"
             subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(self.root)], check=True)
 
     def furnish(self, state: dict[str, object]) -> None:
         """Give the host its identity, our key, and the package clients' settings of this machine."""
+        if self.is_container and not (self.root / "usr/share/stand-in").exists():
+            dress_container(self.root)
         (self.root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
         (self.root / "etc/hostname").write_text(self.name + "\n")
         (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost {self.name}\n::1 localhost\n")
@@ -316,13 +428,19 @@ class Host:
             "-D",
             str(self.root),
             f"--machine={self.name}",
-            "--boot",
             "--register=no",
             "--keep-unit",
             "--link-journal=no",
             "--resolv-conf=bind-host",
             "--console=read-only",
         ]
+        if self.is_container:
+            # Its root is nobody outside. What Vast tells a container stands in PID 1's environment alone.
+            command += ["--private-users=identity", "--kill-signal=SIGTERM"]
+            told = {"CONTAINER_ID": "1234567", "CONTAINER_API_KEY": "the-key-of-this-instance-alone"}
+            command += [f"--setenv={name}={value}" for name, value in told.items()]
+        else:
+            command.append("--boot")
         for part in os.environ.get("PIP_FIND_LINKS", "").split():
             path = Path(urllib.parse.urlparse(part).path if part.startswith("file:") else part)
             if path.is_dir():
@@ -335,7 +453,7 @@ class Host:
             cache = BASES / "uv"
             cache.mkdir(parents=True, exist_ok=True)
             command.append(f"--bind={cache}:/var/cache/uv")
-        return command
+        return [*command, "/usr/share/stand-in/first"] if self.is_container else command
 
     def keep(self) -> int:
         """The keeper: boot, wait for the end of the host, its destruction or its owner's, clear up."""
@@ -445,6 +563,12 @@ def main() -> int:
     commands.add_parser("list", help="the hosts there are")
     create = commands.add_parser("create", help="make a host and boot it")
     create.add_argument("name")
+    create.add_argument(
+        "--kind",
+        choices=["machine", "container"],
+        default="machine",
+        help="a machine with systemd, or a container as they are rented (default: machine)",
+    )
     create.add_argument("--owner", type=int, help="take the host down when the process with this number ends")
     create.add_argument(
         "--disk-mib", type=int, help="size of its disk in MiB, kept in memory (default: no limit of its own)"
@@ -495,6 +619,7 @@ def main() -> int:
                 disk_mib=asked.disk_mib,
                 port=asked.port,
                 package_cache=not asked.no_package_cache,
+                kind=asked.kind,
             )
     elif asked.command == "reset":
         Host(asked.name).reset()
