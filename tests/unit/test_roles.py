@@ -66,12 +66,15 @@ def test_every_role_is_tried_on_a_host(role: str) -> None:
     assert list((ROOT / "roles" / role / "molecule/default/tests").glob("test_*.py"))
 
 
-def test_only_the_internal_role_knows_systemd() -> None:
-    """Another first process (issue: hosts without systemd) is then a second backend of one role."""
+def test_only_the_internal_role_knows_what_keeps_services() -> None:
+    """systemd and supervisord are two backends of one role."""
     knows = [
         str(path.relative_to(ROOT))
         for path in ROOT.glob("roles/*/tasks/*.yml")
-        if re.search(r"systemd_service:|ansible\.builtin\.systemd:|\bsystemctl\b", path.read_text())
+        if re.search(
+            r"systemd_service:|ansible\.builtin\.systemd:|\bsystemctl\b|\bjournalctl\b|supervis",
+            path.read_text(),
+        )
         and path.parts[-3] != "service"
     ]
     assert knows == []
