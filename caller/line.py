@@ -310,7 +310,7 @@ class _Conversation:
             error.os_error, ConnectionRefusedError
         ):
             return Stop(
-                "unreachable", f"nothing listens on {place}: is nginx running there (systemctl status nginx)?"
+                "unreachable", f"nothing listens on {place}: is nginx running there (hotline logs nginx)?"
             )
         if isinstance(error, aiohttp.ClientConnectorError):
             return Stop(
@@ -486,9 +486,7 @@ def _refused_upgrade(place: str, status: int) -> Stop:
             "busy", f"{place} takes no call now (HTTP {status}): the line is busy or starting, try again"
         )
     if status in (502, 504):
-        return Stop(
-            "down", f"{place} answers but its engine does not (HTTP {status}): journalctl -u 'moshi@*'"
-        )
+        return Stop("down", f"{place} answers but its engine does not (HTTP {status}): hotline logs moshi@0")
     return Stop(
         "unreachable", f"{place} answers, but not as a voice line (HTTP {status} in the place of 101)"
     )

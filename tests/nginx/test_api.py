@@ -95,7 +95,7 @@ async def test_health_without_an_orchestrator_is_nginx_word(line, caller, path):
     assert (answer.status, answer.headers["Content-Type"]) == (503, "application/json")
     assert answer.json()["status"] == "unhealthy"
     assert answer.json()["version"] == "1.2.3"
-    assert "systemctl status orchestrator" in answer.json()["reasons"][0]
+    assert "hotline logs orchestrator" in answer.json()["reasons"][0]
 
 
 async def test_startup_is_nginx_alone(line, caller):
@@ -116,7 +116,7 @@ async def test_the_api_without_an_orchestrator_is_a_problem_document(line, calle
     assert answer.headers["Retry-After"] == "10"
     problem = answer.json()
     assert (problem["status"], problem["code"]) == (502, "orchestrator_down")
-    assert "systemctl status orchestrator" in problem["detail"]
+    assert "hotline logs orchestrator" in problem["detail"]
 
 
 async def test_a_person_at_the_api_without_an_orchestrator_reads_words(line, caller):

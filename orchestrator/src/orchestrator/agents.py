@@ -130,8 +130,8 @@ class Command:
                 said = None
             if not isinstance(said, dict):
                 raise AgentError(
-                    "The agent's program was killed before it was done. Its journal (journalctl -u "
-                    "'hotline-agent@*') may say why"
+                    "The agent's program was killed before it was done. Its log (hotline logs "
+                    "hotline-agent) may say why"
                 )
             if "out" in said:
                 output.append(str(said["out"]))
@@ -183,7 +183,7 @@ class OpenClaw:
             raise AgentError(f"OpenClaw did not come to an end within {turn.limit_s} s") from None
         except httpx.HTTPError as error:
             raise AgentError(
-                f"OpenClaw's gateway broke off ({type(error).__name__}). Mend: systemctl status moltbot"
+                f"OpenClaw's gateway broke off ({type(error).__name__}). Mend: hotline logs moltbot"
             ) from None
         return self._said(answer)
 

@@ -231,7 +231,7 @@ async def hang_up(request: Request, call_id: str, who: CallerOrOperator) -> None
         raise Problem(
             502,
             "engine_silent",
-            f"The engine did not end the call. Mend: systemctl restart moshi@{call.engine}, which ends all.",
+            f"The engine did not end the call. Mend: hotline restart moshi@{call.engine}, which ends all.",
         )
 
 

@@ -66,7 +66,7 @@ class Edge:
             log.exception("a request failed", extra={"path": scope["path"]})
             if not status:
                 failed = problem(
-                    500, "The orchestrator failed at this; its log (journalctl -u orchestrator) says how."
+                    500, "The orchestrator failed at this; its log (hotline logs orchestrator) says how."
                 )
                 await failed(scope, receive, noted)
         finally:

@@ -282,7 +282,7 @@ class Engine:
 MENDS = {
     "cuda_out_of_memory": "free the GPU's memory or set moshi_quantization: q8",
     "cuda_error": "look at nvidia-smi and dmesg; a reboot brings back a GPU that fell off the bus",
-    "segmentation_fault": "look at journalctl -u {unit} and dmesg",
+    "segmentation_fault": "look at hotline logs {unit} and dmesg",
     "killed": "look at dmesg; if the kernel killed it for memory, the machine has too little",
     "missing_weights": "run site.yml again, which fetches what is missing",
     "bad_flag": "take the flag out of moshi_extra_args",
@@ -298,20 +298,20 @@ def sentence_of(engine: Engine) -> str:
         if engine.told.silence:
             return (
                 f"{engine.name} does not say how it is: {engine.told.silence}. "
-                f"Mend, if it stays so: systemctl restart {engine.name}"
+                f"Mend, if it stays so: hotline restart {engine.name}"
             )
         ending = engine.told.draining
         return f"{engine.name} {'is ending its calls and takes no new ones' if ending else 'starts'}"
     if engine.condition is Condition.ABSENT and phase is not None:
-        return f"{engine.name} was stopped. Mend: systemctl start {engine.name}, or run site.yml again"
+        return f"{engine.name} was stopped. Mend: hotline start {engine.name}, or run site.yml again"
     if engine.condition is Condition.ABSENT:
         trouble = f" ({engine.files.trouble})" if engine.files.trouble else ""
         return (
             f"{engine.name} does not run: nothing listens on port {engine.port}, it left no word{trouble}. "
-            f"Mend: run site.yml again, or look at journalctl -u {engine.name}"
+            f"Mend: run site.yml again, or look at hotline logs {engine.name}"
         )
     if failure is not None:
-        mend = MENDS.get(failure.reason, "look at journalctl -u {unit}").format(unit=engine.name)
+        mend = MENDS.get(failure.reason, "look at hotline logs {unit}").format(unit=engine.name)
         detail = failure.detail.rstrip(". ") or f"Mend: {mend}"
         why = f"{failure.reason.replace('_', ' ')}. {detail}"
         if engine.condition is Condition.STARTING:

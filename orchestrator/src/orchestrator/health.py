@@ -76,7 +76,7 @@ def judge_engines(engines: Sequence[Engine], silent: Mapping[int, str]) -> Verdi
         if engine.number in silent:
             sentences.append(
                 f"{engine.name} does not answer: {silent[engine.number]}. "
-                f"Mend, if it stays so: systemctl restart {engine.name}"
+                f"Mend, if it stays so: hotline restart {engine.name}"
             )
         elif engine.condition is not Condition.READY:
             sentences.append(sentence_of(engine))
@@ -158,7 +158,7 @@ class Check:
             log.exception("the check of %s failed", self.name)
             return Verdict(
                 Status.UNHEALTHY,
-                f"the check of {self.name} itself failed; journalctl -u orchestrator says how",
+                f"the check of {self.name} itself failed; hotline logs orchestrator says how",
             )
 
     async def stop(self) -> None:
@@ -231,7 +231,7 @@ class Health:
         )
 
     async def _ask_nginx(self) -> Verdict:
-        mend = "Mend: systemctl status nginx, nginx -t, then run site.yml again"
+        mend = "Mend: hotline logs nginx, nginx -t, then run site.yml again"
         port = self._line.settings.line_port
         try:
             status = await http_status(port, "/health/startup", tls=self._tls)

@@ -46,6 +46,7 @@ UNITS = Path("/etc/hotline/units")
 SUPERVISOR = Path("/etc/hotline/supervisor")
 RUN = Path("/run/hotline")
 LOGS = Path("/var/log/hotline")
+TEMPORARY = Path("/var/tmp")  # noqa: S108 - each folder there is its service's alone
 BIN = Path(sys.prefix) / "bin"
 
 # How `run` ends: supervisord starts it again unless it ends with STAY_DOWN (`exitcodes` in program.conf.j2).
@@ -407,7 +408,8 @@ def run(name: str) -> int:
     tell(name, unit, "activating")
     make_folders(unit)
     # In the place of PrivateTmp=: nobody else's, and gone afterwards.
-    own_tmp = tempfile.mkdtemp(prefix=f"hotline-{name}-", dir="/var/tmp")
+    forget_temporary(name)
+    own_tmp = tempfile.mkdtemp(prefix=f"hotline-{name}-", dir=TEMPORARY)
     shutil.chown(own_tmp, unit.user)
     try:
         environment = {"TMPDIR": own_tmp, **environment_of(unit)}
@@ -429,6 +431,12 @@ def run(name: str) -> int:
         tell(name, unit, "inactive")
         return 0
     return AGAIN
+
+
+def forget_temporary(name: str) -> None:
+    """Remove what a life that was cut off left of its temporary folder."""
+    for left in TEMPORARY.glob(f"hotline-{name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def after(unit: Unit, environment: Mapping[str, str], watch: Watch) -> None:
@@ -533,6 +541,7 @@ def update() -> None:
     for name in [*added, *changed]:
         its.addProcessGroup(name)
     for name in removed:
+        forget_temporary(name)
         for file in (RUN / "units").glob(f"{name}.*"):
             file.unlink()
     if added or changed or removed:

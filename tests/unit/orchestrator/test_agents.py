@@ -80,7 +80,7 @@ async def test_a_gateway_that_hangs_or_is_not_there() -> None:
     async with listening(hang) as port:
         with pytest.raises(AgentError, match="did not come to an end within 1 s"):
             await OpenClaw(f"http://127.0.0.1:{port}", TOKEN).run(turn(limit_s=1), asyncio.Event())
-    with pytest.raises(AgentError, match="Mend: systemctl status moltbot"):
+    with pytest.raises(AgentError, match="Mend: hotline logs moltbot"):
         await OpenClaw(f"http://127.0.0.1:{port}", TOKEN).run(turn(), asyncio.Event())
 
 

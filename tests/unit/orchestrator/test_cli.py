@@ -76,7 +76,7 @@ async def test_what_goes_wrong_is_one_sentence_and_a_code(closed: Any) -> None:
             assert token not in done.output
     gone = await typed(port, "links")
     assert gone.exit_code == 69
-    assert "systemctl status orchestrator" in gone.stderr
+    assert "hotline logs orchestrator" in gone.stderr
 
 
 def test_a_machine_without_a_line_is_told_how_to_reach_one(

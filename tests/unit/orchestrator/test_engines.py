@@ -157,7 +157,7 @@ def engine(*, listening: bool = False, phase: Phase | None = None, failure: Fail
         (engine(listening=True), Condition.READY, "moshi@0 is ready"),
         (engine(listening=True, failure=OUT_OF_MEMORY), Condition.READY, "moshi@0 is ready"),
         (engine(), Condition.ABSENT, "nothing listens on port 8999"),
-        (engine(phase=Phase("stopped")), Condition.ABSENT, "Mend: systemctl start moshi@0"),
+        (engine(phase=Phase("stopped")), Condition.ABSENT, "Mend: hotline start moshi@0"),
         (
             engine(phase=Phase("fetching", "3.1 of 15.4 GB")),
             Condition.STARTING,
@@ -177,7 +177,7 @@ def engine(*, listening: bool = False, phase: Phase | None = None, failure: Fail
             "stays stopped after 3 failures, the last time for cuda out of memory. The card is full. Set",
         ),
         (engine(failure=OUT_OF_MEMORY), Condition.BROKEN, "stays stopped"),
-        (engine(failure=Failure("other", "", 3)), Condition.BROKEN, "journalctl -u moshi@0"),
+        (engine(failure=Failure("other", "", 3)), Condition.BROKEN, "hotline logs moshi@0"),
         (engine(failure=Failure("other", "", 2)), Condition.STARTING, "after failure 2"),
         (engine(failure=Failure("other", "", 3, open=False)), Condition.STARTING, "after failure 3"),
         (

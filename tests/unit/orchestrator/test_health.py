@@ -68,7 +68,7 @@ def test_an_engine_that_listens_and_does_not_answer() -> None:
     assert verdict.status is Status.UNHEALTHY
     assert not verdict.hopeless
     assert verdict.detail.endswith(
-        "nothing answered within 1.5 s. Mend, if it stays so: systemctl restart moshi@0"
+        "nothing answered within 1.5 s. Mend, if it stays so: hotline restart moshi@0"
     )
 
 
@@ -158,7 +158,7 @@ async def test_a_check_that_fails_itself_says_so(caplog: pytest.LogCaptureFixtur
 
     verdict = await Check("the disk", fail, Clock()).verdict()
     assert verdict.status is Status.UNHEALTHY
-    assert "journalctl -u orchestrator" in verdict.detail
+    assert "hotline logs orchestrator" in verdict.detail
     assert "ZeroDivisionError" in caplog.text
 
 

@@ -63,7 +63,7 @@ def engine(**told: Any) -> Engine:
         ({"ready": True, "slots": 2}, Condition.READY, "moshi@0 is ready"),
         ({"ready": False}, Condition.STARTING, "moshi@0 starts"),
         ({"draining": True}, Condition.STARTING, "is ending its calls"),
-        ({"silence": "nothing answered"}, Condition.SILENT, "systemctl restart moshi@0"),
+        ({"silence": "nothing answered"}, Condition.SILENT, "hotline restart moshi@0"),
     ],
 )
 def test_its_own_words_say_what_it_is_good_for(

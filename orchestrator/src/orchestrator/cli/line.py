@@ -80,7 +80,7 @@ class Line:
             answered = self.client().request(method, path, json=body)
         except httpx.HTTPError as error:
             fail(
-                f"the line does not answer: {error}. Mend: on the node, systemctl status orchestrator",
+                f"the line does not answer: {error}. Mend: on the node, hotline logs orchestrator",
                 EXIT_UNREACHABLE,
             )
         if answered.is_error and answered.status_code not in also:

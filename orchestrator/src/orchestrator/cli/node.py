@@ -61,6 +61,7 @@ def logs(
                 "journalctl",
                 "--no-pager",
                 f"--unit={unit}",
+                f"--unit={unit}@*",  # hotline-agent: one for each turn
                 f"--lines={lines}",
                 *(["--follow"] if follow else []),
             ]
