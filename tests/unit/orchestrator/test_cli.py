@@ -124,3 +124,31 @@ def test_environment_files_are_read_as_the_role_writes_them(tmp_path: Any) -> No
     file = tmp_path / "x.env"
     file.write_text('# Ansible managed\nA="1"\nB_C="a \\"b\\" \\\\ c"\n')
     assert environment_in(file) == {"A": "1", "B_C": 'a "b" \\ c'}
+
+
+@pytest.mark.parametrize(
+    ("booted", "words", "command"),
+    [
+        (True, ["restart", "moshi@0"], ["systemctl", "restart", "moshi@0"]),
+        (False, ["stop", "moshi@0"], ["supervised", "stop", "moshi@0"]),
+        (
+            True,
+            ["logs", "nginx", "-n", "5"],
+            ["journalctl", "--no-pager", "--unit=nginx", "--unit=nginx@*", "--lines=5"],
+        ),
+        (False, ["logs", "moshi@0", "-f"], ["tail", "--lines=50", "--follow=name", "{logs}/moshi@0.log"]),
+    ],
+)
+def test_a_units_commands_are_the_same_with_and_without_systemd(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, booted: bool, words: list[str], command: list[str]
+) -> None:
+    given: list[list[str]] = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr("subprocess.run", lambda command, check: given.append(command) or Done)
+    monkeypatch.setattr("orchestrator.cli.node.BOOTED", tmp_path if booted else tmp_path / "none")
+    monkeypatch.setattr("orchestrator.cli.node.LOGS", tmp_path)
+    assert CliRunner().invoke(app, words, obj=Line()).exit_code == 0
+    assert given == [[word.format(logs=tmp_path) for word in command]]
