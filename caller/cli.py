@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from caller.errors import CallerError
+from caller.errors import AddressError, CallerError
 from caller.judge import judge, model
-from caller.line import Patience, call
+from caller.line import Patience, call, token_of
 from caller.report import Limits, Report, evaluate, table, verdict
 from caller.speech import Speech, decode, prepare, save
 
@@ -54,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
     trust.add_argument("--insecure", action="store_true", help="do not check the certificate")
     result.add_argument("--origin", help="Origin header (default: the line's own page)")
     result.add_argument(
+        "--link",
+        metavar="FILE",
+        help="open this link first, from a file, or - for the standard input; a URL with #t=… is one",
+    )
+    result.add_argument(
         "--lag", type=int, help="frames the engine hears before its first answer (default: measured)"
     )
     result.add_argument("--connect-s", type=float, default=Patience.connect_s, help="wait for the upgrade")
@@ -82,6 +87,17 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def link_token(options: argparse.Namespace) -> str | None:
+    """Return the token of the link that is to be opened; None without one. Raises AddressError."""
+    if not options.link:
+        return token_of(options.url)
+    text = sys.stdin.read() if options.link == "-" else Path(options.link).read_text(encoding="utf-8")
+    token = token_of(text.strip())
+    if token is None:
+        raise AddressError("--link: that is no link; one looks like https://HOST:8998/#t=… (hotline link)")
+    return token
+
+
 async def run(options: argparse.Namespace, speech: Speech) -> Report:
     """Make the call that the arguments ask for; write the recording; judge."""
     random = True if options.random_weights else None
@@ -98,6 +114,7 @@ async def run(options: argparse.Namespace, speech: Speech) -> Report:
         insecure=options.insecure,
         patience=patience,
         origin=options.origin,
+        token=link_token(options),
     )
     report = evaluate(recording, options.lag)
     if (options.record or options.judge) and report.frames.answered:

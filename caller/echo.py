@@ -57,6 +57,8 @@ class Behaviour:
     handshake_delay_s: float = 0.0
     status: int | None = None
     """Refuse the upgrade with this HTTP status."""
+    link: str | None = None
+    """The token of the only link: it is redeemed for a key, and nobody calls without that."""
     problem: dict[str, object] | None = None
     """Body of that refusal, as RFC 9457 problem JSON."""
     refuse: tuple[str, str] | None = None
@@ -162,10 +164,26 @@ class EchoEngine:
         """Build the aiohttp application."""
         application = web.Application()
         application.router.add_get("/api/chat", self._chat)
+        if self.behaviour.link is not None:
+            application.router.add_post("/api/links/redeem", self._redeem)
         return application
+
+    async def _redeem(self, request: web.Request) -> web.Response:
+        """Answer as the orchestrator does (docs/api.md)."""
+        token = (await request.json())["token"]
+        if token != self.behaviour.link:
+            return web.json_response(
+                {"code": "link_invalid", "detail": "This link does not open anything (any more)."},
+                status=404,
+                content_type="application/problem+json",
+            )
+        return web.json_response({"key": f"key-for-{token}", "purpose": "talk"})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         behaviour = self.behaviour
+        link = behaviour.link
+        if link is not None and request.headers.get("Authorization") != f"Bearer key-for-{link}":
+            return web.Response(status=403)
         if behaviour.status is not None:
             if behaviour.problem is not None:
                 return web.json_response(

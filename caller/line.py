@@ -20,7 +20,7 @@ from json import JSONDecodeError, loads
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import aiohttp
 
@@ -163,6 +163,14 @@ def address(url: str) -> str:
     return urlunsplit((schemes[parts.scheme], parts.netloc, path, parts.query, ""))
 
 
+def token_of(link: str) -> str | None:
+    """Return what a link (`https://HOST:8998/#t=…`) holds; None of an address that is no link."""
+    try:
+        return parse_qs(urlsplit(link).fragment).get("t", [None])[0]
+    except ValueError:
+        return None
+
+
 def _printable_url(url: str) -> str:
     """The URL as it may be printed: a query holds a ticket, and a user may come with a password."""
     parts = urlsplit(url)
@@ -198,9 +206,11 @@ async def call(
     patience: Patience | None = None,
     origin: str | None = None,
     start_at: float | None = None,
+    token: str | None = None,
 ) -> Recording:
     """Call the line at `url` (see `address`), say `speech`, hang up. Its failures are in the recording.
 
+    `token` is a link's (see `token_of`): it is redeemed first, and the call made with the key that it gives.
     `origin` is the Origin header, by default that of the URL, as a browser on the line's own page sends it.
     `start_at` is the time.monotonic() of the first frame, by default that of the greeting: so several callers
     can be set against each other by less than a frame. Raises AddressError for a URL or CA file that cannot
@@ -214,7 +224,7 @@ async def call(
     conversation = _Conversation(recording, speech, patience or Patience(), context, start_at)
     own_origin = f"{'https' if secure else 'http'}://{parts.netloc.rpartition('@')[2]}"
     try:
-        await conversation.hold(target, origin or own_origin)
+        await conversation.hold(target, origin or own_origin, token)
     except Stop as stop:
         recording.outcome, recording.reason = stop.outcome, stop.reason
     return recording
@@ -238,13 +248,14 @@ class _Conversation:
         self.longest_pause = 0.0
         self.hanging_up = False
 
-    async def hold(self, target: str, origin: str) -> None:
+    async def hold(self, target: str, origin: str, token: str | None) -> None:
+        headers = {"Authorization": f"Bearer {await self._redeem(target, origin, token)}"} if token else {}
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self.context if self.context is not None else True),
             trace_configs=[self._stopwatch()],
             timeout=aiohttp.ClientTimeout(total=None),
         ) as session:
-            socket = await self._dial(session, target, origin)
+            socket = await self._dial(session, target, origin, headers)
             try:
                 await self._talk(socket)
             finally:
@@ -267,14 +278,40 @@ class _Conversation:
         trace.on_connection_create_end.append(connected)
         return trace
 
+    async def _redeem(self, target: str, origin: str, token: str) -> str:
+        """Open a link as the page does; return the key. Over a connection of its own: the call's is timed."""
+        parts = urlsplit(target)
+        url = urlunsplit((parts.scheme.replace("ws", "http"), parts.netloc, "/api/links/redeem", "", ""))
+        place = parts.netloc.rpartition("@")[2]
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(ssl=self.context if self.context is not None else True),
+                    timeout=aiohttp.ClientTimeout(total=self.patience.connect_s),
+                ) as session,
+                session.post(url, json={"token": token}, headers={"Origin": origin}) as answered,
+            ):
+                body = await answered.json(content_type=None)
+                if answered.ok:
+                    return str(body["key"])
+                words = str(body.get("detail") or f"HTTP {answered.status}")
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            raise self._explain(error) from error
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise Stop(
+                "unreachable", f"{place} does not know what a link is: no orchestrator answers there"
+            ) from None
+        busy = answered.status in (429, 502, 503, 504)
+        raise Stop("busy" if busy else "refused", f"the link was not taken: {words}")
+
     async def _dial(
-        self, session: aiohttp.ClientSession, target: str, origin: str
+        self, session: aiohttp.ClientSession, target: str, origin: str, headers: dict[str, str]
     ) -> aiohttp.ClientWebSocketResponse:
         recording = self.recording
         recording.dialled = time.monotonic()
         try:
             socket = await asyncio.wait_for(
-                session.ws_connect(target, origin=origin, max_msg_size=1 << 20),
+                session.ws_connect(target, origin=origin, headers=headers, max_msg_size=1 << 20),
                 self.patience.connect_s,
             )
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, how it exits; and what it does without."""
 
 import asyncio
+import io
 import json
 import subprocess
 import sys
@@ -42,6 +43,31 @@ async def test_a_line_that_does_not(
 ) -> None:
     assert await caller(behaviour) == status
     assert reason in capsys.readouterr().err
+
+
+async def test_a_link_is_opened_and_its_key_lets_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = "https://elsewhere.example/#t=abc"
+    (tmp_path / "link").write_text(link + "\n")
+    assert await caller(Behaviour(link="abc"), "--link", str(tmp_path / "link")) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO(link))
+    assert await caller(Behaviour(link="abc"), "--link", "-") == 0
+    async with running(Behaviour(link="abc")) as (url, _):
+        assert await asyncio.to_thread(main, [f"{url}#t=abc", "--seconds", "1"]) == 0
+    assert "abc" not in capsys.readouterr().out
+
+
+async def test_a_link_that_opens_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "link").write_text("https://elsewhere.example/#t=spent")
+    assert await caller(Behaviour(link="abc"), "--link", str(tmp_path / "link")) == 5
+    assert "This link does not open anything" in capsys.readouterr().err
+    assert await caller(Behaviour(link="abc")) == 5
+    assert await caller(Behaviour(), "--link", str(tmp_path / "link")) == 3
+    assert "no orchestrator answers there" in capsys.readouterr().err
+    (tmp_path / "link").write_text("https://elsewhere.example/")
+    assert await caller(Behaviour(), "--link", str(tmp_path / "link")) == 2
+    assert "that is no link" in capsys.readouterr().err
 
 
 async def test_a_missed_limit(capsys: pytest.CaptureFixture[str]) -> None:
