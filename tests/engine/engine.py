@@ -35,14 +35,14 @@ class Heard:
     )  # seconds from a frame's sending to the next answer
 
 
-async def call(port: int, frames: int, pace: float = 0.08) -> Heard:
+async def call(port: int, frames: int, pace: float = 0.08, headers: dict[str, str] | None = None) -> Heard:
     """Call the engine on ``port``, send ``frames`` frames of noise ``pace`` seconds apart, and listen."""
     heard = Heard()
     writer, reader = sphn.OpusStreamWriter(RATE), sphn.OpusStreamReader(RATE)
     noise = np.random.default_rng(1).uniform(-0.3, 0.3, (frames, FRAME)).astype(np.float32)
     async with (
         aiohttp.ClientSession() as session,
-        session.ws_connect(f"http://127.0.0.1:{port}/api/chat") as socket,
+        session.ws_connect(f"http://127.0.0.1:{port}/api/chat", headers=headers) as socket,
     ):
         heard.first = (await socket.receive(timeout=30)).data
         sent_at = 0.0
@@ -88,11 +88,12 @@ def command(serving: Path, port: int, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def environment(state: Path) -> dict[str, str]:
+def environment(state: Path, status_port: int = 0) -> dict[str, str]:
     """Return the environment of the unit on a CPU."""
+    told = {"STATUS_PORT": str(status_port)} if status_port else {}
     return {
         **os.environ, "HOTLINE_ENGINE_STATE": str(state), "NO_TORCH_COMPILE": "1", "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1", **told,
     }  # fmt: skip
 
 
@@ -101,6 +102,7 @@ class Engine:
     """A running engine."""
 
     port: int
+    status_port: int
     state: Path
     process: subprocess.Popen[str]
     log: Path
@@ -113,14 +115,14 @@ class Engine:
 @contextmanager
 def running(serving: Path, state: Path, *more: str) -> Iterator[Engine]:
     """Run an engine until it is ready, and end it."""
-    port, log = free_port(), state.with_suffix(".log")
+    port, status_port, log = free_port(), free_port(), state.with_suffix(".log")
     with log.open("w") as out:
         process = subprocess.Popen(
             command(serving, port, *more),
             stdout=out,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment(state),
+            env=environment(state, status_port),
         )
     try:
         deadline = time.monotonic() + 300
@@ -129,7 +131,7 @@ def running(serving: Path, state: Path, *more: str) -> Iterator[Engine]:
             if ended or time.monotonic() > deadline:
                 raise AssertionError(f"the engine is not ready ({process.returncode}):\n{log.read_text()}")
             time.sleep(0.1)
-        yield Engine(port, state, process, log)
+        yield Engine(port, status_port, state, process, log)
     finally:
         process.terminate()
         try:

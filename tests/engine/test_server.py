@@ -64,6 +64,63 @@ async def test_garbage_ends_that_call_and_not_the_engine(engine: Engine) -> None
     assert engine.process.poll() is None
 
 
+async def told_to_end(engine: Engine, call_id: str, body: object) -> int:
+    """The orchestrator's question; the status of its answer."""
+    url = f"http://127.0.0.1:{engine.status_port}/calls/{call_id}/end"
+    async with aiohttp.ClientSession() as session, session.post(url, json=body) as answered:
+        return answered.status
+
+
+@pytest.mark.parametrize("reason", ["operator", "revoked"])
+async def test_a_call_is_ended_from_outside_and_the_next_one_has_the_engine(
+    engine: Engine, reason: str
+) -> None:
+    headers = {"X-Call-Id": "call-1"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(f"http://127.0.0.1:{engine.port}/api/chat", headers=headers) as socket,
+    ):
+        assert (await socket.receive(timeout=30)).data == b"\x00"
+        assert await told_to_end(engine, "call-2", {"reason": reason}) == 404
+        assert await told_to_end(engine, "call-1", ["no object"]) == 400
+        ending = asyncio.create_task(told_to_end(engine, "call-1", {"reason": reason}))
+        said = await socket.receive(timeout=5)
+        assert said.data[:1] == b"\x05"
+        assert json.loads(said.data[1:])["code"] == reason
+        assert (await socket.receive(timeout=5)).type is aiohttp.WSMsgType.CLOSE
+        assert socket.close_code == 1008
+        assert await ending == 202
+        assert await told_to_end(engine, "call-1", {"reason": reason}) == 404
+    assert (await call(engine.port, 5)).samples >= 2 * FRAME
+    assert engine.process.poll() is None
+
+
+async def test_a_caller_in_the_middle_of_talking_is_ended(engine: Engine) -> None:
+    """He talks on while he is told, and the model has a step in hand."""
+    calling = asyncio.create_task(call(engine.port, 200, headers={"X-Call-Id": "talker"}))
+    for _ in range(100):
+        if await told_to_end(engine, "talker", {"reason": "operator"}) == 202:
+            break
+        await asyncio.sleep(0.1)
+    with pytest.raises((aiohttp.ClientError, ConnectionError)):
+        await asyncio.wait_for(calling, 20)
+    assert (await call(engine.port, 5)).samples >= 2 * FRAME
+
+
+async def test_a_caller_who_does_not_listen_any_more_is_cut_off(engine: Engine) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", engine.port)
+    writer.write(
+        b"GET /api/chat HTTP/1.1\r\nHost: line\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        b"X-Call-Id: deaf\r\n\r\n"
+    )
+    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    assert await told_to_end(engine, "deaf", {"reason": "revoked"}) == 202
+    await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    assert (await call(engine.port, 5)).samples >= 2 * FRAME
+
+
 def test_it_asks_no_network(models: Path, tmp_path: Path) -> None:
     """In a network namespace without any interface, up to the moment at which it would open its port."""
     if os.geteuid() != 0:

@@ -12,12 +12,17 @@ log.
 that
   whoever started it starts it anew.
 * A stop waits up to 60 s for a conversation to end by itself.
+* Nobody can end one conversation: a link that was taken back, or an operator who hangs up, would have to end
+  the engine.
 
 Environment:
 
 ``HOTLINE_ENGINE_STATE``
     A directory for this engine. ``run.log`` there holds the last words of this run (bounded, without the
     transcript), ``phase.json`` says loading or ready. breaker.py reads the first and goes on with the second.
+``STATUS_PORT``
+    A port of loopback at which a conversation is ended: ``POST /calls/ID/end`` with ``{"reason": …}``, as
+    duplex has it. ID is what nginx set as X-Call-Id.
 ``HOTLINE_ENGINE_LOG``
     ``lifecycle`` (default), or ``everything``: no filter at all. That writes the conversation into the
     journal.
@@ -25,6 +30,7 @@ Environment:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import faulthandler
 import functools
@@ -36,7 +42,8 @@ import re
 import runpy
 import sys
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -44,6 +51,13 @@ from typing import Any, TextIO
 EXIT_BROKEN_CUDA = 70  # sysexits.h EX_SOFTWARE
 STOP_SECONDS = 1.0  # for a conversation to end by itself when the engine is stopped; aiohttp waits twice
 RUN_LOG_BYTES = 64 * 1024  # for run.log and run.log.1 each
+GOODBYE_SECONDS = 2.0  # for a caller to take note that his call was ended
+CLOSE_NOT_ALLOWED = 1008  # RFC 6455
+FAREWELLS = {  # why a call can be ended from outside, and what its caller reads; as duplex says it
+    "operator": "Whoever runs this line has ended the call.",
+    "revoked": "The link that opened this call was taken back.",
+    "hung_up": "The call was hung up.",
+}
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # All that the server says about itself on standard output. What is not listed may be somebody's words.
@@ -218,6 +232,64 @@ def announce_and_stop_quickly(web: ModuleType, ready: Callable[[], None]) -> Non
     web.run_app = functools.partial(run_app, print=announce, shutdown_timeout=STOP_SECONDS)  # type: ignore[attr-defined]
 
 
+def end_calls_when_told(web: ModuleType, port: int) -> None:
+    """Have ``web.run_app`` serve ``POST /calls/ID/end`` on 127.0.0.1:``port``, beside the server itself.
+
+    The caller is told why in words (kind 5 of the protocol) and gets close code 1008. One who does not listen
+    any more is cut off after GOODBYE_SECONDS. That the port is taken is no reason to leave a line down.
+    """
+    run_app = web.run_app
+    calls: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+    transports: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    async def remember(request: Any, response: Any) -> None:
+        if isinstance(response, web.WebSocketResponse) and (call := request.headers.get("X-Call-Id")):
+            calls[call] = response
+            transports[response] = request.transport
+
+    async def end(request: Any) -> Any:
+        socket = calls.get(request.match_info["id"])
+        if socket is None or socket.closed:
+            return web.json_response({"code": "call_unknown"}, status=404)
+        try:
+            given = str((await request.json())["reason"]) if request.can_read_body else ""
+        except (ValueError, KeyError, TypeError):
+            return web.json_response({"code": "bad_request"}, status=400)
+        code = given if given in FAREWELLS else "operator"
+
+        async def goodbye() -> None:
+            words = json.dumps({"code": code, "message": FAREWELLS[code]})
+            await socket.send_bytes(b"\x05" + words.encode())
+            await socket.close(code=CLOSE_NOT_ALLOWED, message=code.encode())
+
+        try:
+            await asyncio.wait_for(goodbye(), GOODBYE_SECONDS)
+        except (ConnectionError, RuntimeError, asyncio.TimeoutError):
+            if (transport := transports.get(socket)) is not None:
+                transport.abort()
+        return web.json_response({"id": request.match_info["id"], "reason": code}, status=202)
+
+    async def beside(_: Any) -> AsyncIterator[None]:
+        door = web.Application()
+        door.router.add_post("/calls/{id}/end", end)
+        runner = web.AppRunner(door, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+        except OSError as error:
+            print(f"hotline: no call can be ended one by one: {error}", file=sys.stderr)
+        yield
+        await runner.cleanup()
+
+    @functools.wraps(run_app)
+    def run(app: Any, *args: Any, **kwargs: Any) -> None:
+        app.on_response_prepare.append(remember)
+        app.cleanup_ctx.append(beside)
+        run_app(app, *args, **kwargs)
+
+    web.run_app = run  # type: ignore[attr-defined]
+
+
 def device_of(arguments: list[str]) -> str:
     """Return what ``--device`` says, as argparse reads it: the last wins, ``cuda`` is the default."""
     device = "cuda"
@@ -260,6 +332,8 @@ def main(arguments: list[str]) -> None:
         run_without_cuda(torch)
     keep_scales_float32(loaders)
     announce_and_stop_quickly(web, ready)
+    if "STATUS_PORT" in os.environ:
+        end_calls_when_told(web, int(os.environ["STATUS_PORT"]))
     # Before torch.compile or anyone else starts a child: the engine's name in a process list, not ours.
     sys.argv = ["moshi.server", *arguments]
     # Run by name, never imported: importing the module already runs it.
