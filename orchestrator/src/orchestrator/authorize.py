@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from orchestrator.engines import Caller, Condition, Engine
+from orchestrator.line import Seen
 from orchestrator.refusal import Refusal
 from orchestrator.settings import DEFAULT_PORTS, Settings, host_of
 
 RESERVED_S = (
     2.0  # nginx connects to an engine on its own machine within milliseconds, or fails within one second
 )
+UNCLEAR_S = RESERVED_S + 0.5  # until a look that began after a reservation's end has been made
 LOOK_AGAIN_S = 0.02
 
 
@@ -161,9 +163,21 @@ class Ledger:
         for engine in engines:
             self.seats[engine.number] = self.seats.get(engine.number, Seat()).seen(engine.callers, now)
 
-    def ask(self, *, admitted: bool, engines: Sequence[Engine], now: float, held: int = 0) -> Decision:
-        """Decide about one caller at this moment, and remember the answer."""
-        self.see(engines, now)
+    def ask(
+        self,
+        *,
+        admitted: bool,
+        engines: Sequence[Engine],
+        now: float,
+        held: int = 0,
+        seen_at: float | None = None,
+    ) -> Decision:
+        """Decide about one caller at this moment, and remember the answer.
+
+        ``seen_at`` is when the engines were looked at, if not now. A reservation ends with a look that would
+        have shown its connection, not before: so however old a look is, no slot is given twice.
+        """
+        self.see(engines, now if seen_at is None else seen_at)
         decision = decide(admitted=admitted, engines=engines, seats=self.seats, held=held)
         if isinstance(decision, Granted):
             self.answers += 1
@@ -178,19 +192,19 @@ async def answer(
     ledger: Ledger,
     *,
     admitted: bool,
-    look: Callable[[], Awaitable[Sequence[Engine]]],
+    look: Callable[[], Awaitable[Seen]],
     clock: Callable[[], float],
     held: Callable[[], int] = lambda: 0,
 ) -> Granted | Refused:
-    """Decide about one caller, and wait while it is unclear; at most RESERVED_S, however many others ask.
+    """Decide about one caller, and wait while it is unclear; at most UNCLEAR_S, however many others ask.
 
     What was seen is remembered without a pause after the look, so no other caller comes in between.
     """
-    last = clock() + RESERVED_S
+    last = clock() + UNCLEAR_S
     while True:
-        engines = await look()
+        seen = await look()
         now = clock()
-        decision = ledger.ask(admitted=admitted, engines=engines, now=now, held=held())
+        decision = ledger.ask(admitted=admitted, engines=seen.engines, now=now, held=held(), seen_at=seen.at)
         if not isinstance(decision, Unclear):
             return decision
         if now >= last:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -207,8 +207,9 @@ class Health:
         await asyncio.gather(*(check.stop() for check in (*self._seen, *self._deep.values())))
 
     async def _engines(self) -> list[Engine]:
-        files: Mapping[int, EngineFiles] = await asyncio.to_thread(self._line.read_files)
-        return await self._line.look(files)
+        seen = await self._line.look()
+        files = await asyncio.to_thread(self._line.read_files)
+        return [replace(engine, files=files.get(engine.number, EngineFiles())) for engine in seen.engines]
 
     async def _see_engines(self) -> Verdict:
         return judge_engines(await self._engines(), {})

@@ -234,6 +234,7 @@ class Switchboard:
         await end(self._tasks)
         self.say_goodbye()
         await self.records.stop()
+        await self.line.stop()
         await self._http.aclose()
 
     def say_goodbye(self) -> None:
@@ -267,13 +268,12 @@ class Switchboard:
 
     async def look(self) -> None:
         """Look at the engines, and do what follows from it."""
-        files = await self.line.files_if_silent()
-        engines = await self.line.look(files)
-        self.settle(engines, self.clock())
+        seen = await self.line.look()
+        self.settle(seen.engines, self.clock(), seen.at)
 
-    def settle(self, engines: Sequence[Engine], moment: float) -> None:
+    def settle(self, engines: Sequence[Engine], moment: float, seen_at: float | None = None) -> None:
         """Bring the calls into agreement with what the engines carry; call who is next."""
-        self.ledger.see(engines, moment)
+        self.ledger.see(engines, moment if seen_at is None else seen_at)
         by_number = {engine.number: engine for engine in engines}
         attached = {call.peer for call in self.calls.values() if call.peer is not None}
         for call in list(self.calls.values()):
@@ -461,8 +461,8 @@ class Switchboard:
         """
         resumed = call is not None and call.state is State.TALKING
         if call is not None and resumed and call.engine is not None:
-            files = await self.line.files_if_silent()
-            engine = next((e for e in await self.line.look(files) if e.number == call.engine), None)
+            seen = await self.line.look()
+            engine = next((e for e in seen.engines if e.number == call.engine), None)
             if engine is not None and engine.told is not None and call.id in engine.told.calls:
                 return call, Granted(engine.number)  # the engine has kept it, with its memory
             return call, Refused(Refusal.LINE_FULL)  # it is about to be seen that it is over
@@ -476,9 +476,8 @@ class Switchboard:
             return self.held(but=made) + waiting
 
         try:
-            files = await self.line.files_if_silent()
             decision = await answer(
-                self.ledger, admitted=True, look=lambda: self.line.look(files), clock=self.clock, held=held
+                self.ledger, admitted=True, look=self.line.glance, clock=self.clock, held=held
             )
         except BaseException:
             self._drop(made)

@@ -121,6 +121,7 @@ def surroundings(kernel: Kernel, notes: Notes) -> Surroundings:
         state=notes.folder,
         nvidia_smi="/nonexistent/nvidia-smi",
         new_call_id=lambda: f"call-{next(numbers)}",
+        shared_s=0,  # what a test changes is seen at once
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -20,8 +22,17 @@ from orchestrator.authorize import (
     answer,
     origin_of,
 )
-from orchestrator.engines import Engine, EngineFiles, Failure, Peer, Phase, Told
-from orchestrator.line import Surroundings
+from orchestrator.engines import (
+    Engine,
+    EngineFiles,
+    Failure,
+    Peer,
+    Phase,
+    SocketsUnreadableError,
+    Told,
+    read_sockets,
+)
+from orchestrator.line import Line, Seen, Surroundings
 from orchestrator.refusal import Refusal
 
 from .conftest import Kernel, Notes, asking, settings
@@ -113,9 +124,9 @@ def telling(number: int, *calls: str, slots: int = 2, is_ready: bool = True) -> 
     return Engine(number, 8999 + number, listening=True, told=told)
 
 
-def seeing(engines: Sequence[Engine]) -> Callable[[], Awaitable[Sequence[Engine]]]:
-    async def look() -> Sequence[Engine]:
-        return engines
+def seeing(engines: Sequence[Engine]) -> Callable[[], Awaitable[Seen]]:
+    async def look() -> Seen:
+        return Seen(engines, asyncio.get_running_loop().time())
 
     return look
 
@@ -240,6 +251,127 @@ def test_no_engine_ever_gets_more_than_it_carries(
         on_the_way = [[at for at in waiting if now - at < RESERVED_S] for waiting in on_the_way]
         for callers, waiting in zip(connected, on_the_way, strict=True):
             assert len(callers) + len(waiting) <= conversations
+
+
+@given(
+    conversations=st.integers(1, 2),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["look", "ask", "ask", "connect", "hang up", "never comes", "wait"]),
+            st.integers(0, 1),
+            st.integers(0, 12),
+        ),
+        max_size=60,
+    ),
+)
+def test_no_engine_ever_gets_more_than_it_carries_however_old_the_look_is_that_callers_share(
+    conversations: int, steps: list[tuple[str, int, int]]
+) -> None:
+    ledger, now, ids = Ledger(), 0.0, (f"call-{number}" for number in count())
+    connected: list[set[str]] = [set(), set()]
+    on_the_way: list[list[float]] = [[], []]
+
+    def look() -> Seen:
+        found = [telling(number, *callers, slots=conversations) for number, callers in enumerate(connected)]
+        return Seen(found, now)
+
+    seen = look()
+    for what, number, quarters in steps:
+        if what == "look":
+            seen = look()
+        elif what == "ask":
+            decision = ledger.ask(admitted=True, engines=seen.engines, now=now, seen_at=seen.at)
+            if isinstance(decision, Granted):
+                on_the_way[decision.engine].append(now)
+        elif what == "connect" and on_the_way[number]:
+            if now - on_the_way[number].pop(0) < RESERVED_S:
+                connected[number].add(next(ids))
+        elif what == "hang up" and connected[number]:
+            connected[number].pop()
+        elif what == "wait":
+            now += quarters / 4
+        on_the_way = [[at for at in waiting if now - at < RESERVED_S] for waiting in on_the_way]
+        for callers, waiting in zip(connected, on_the_way, strict=True):
+            assert len(callers) + len(waiting) <= conversations
+    # And none is lost: once all have hung up or stayed away, a look gives every slot again.
+    connected, now = [set(), set()], now + RESERVED_S
+    seen = look()
+    decisions = [
+        ledger.ask(admitted=True, engines=seen.engines, now=now, seen_at=seen.at)
+        for _ in range(2 * conversations)
+    ]
+    assert all(isinstance(decision, Granted) for decision in decisions)
+
+
+# ------------------------------------------------------------------------ looking
+
+
+class SlowKernel:
+    """Reads of the kernel's table that end when told to; counts them."""
+
+    def __init__(self, line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reads, self.now = 0, 100.0
+        self.may_end = threading.Event()
+        self.may_end.set()
+
+        def slowly(*asked: Any) -> Any:
+            self.reads += 1
+            self.may_end.wait(10)
+            return read_sockets(*asked)
+
+        monkeypatch.setattr("orchestrator.line.read_sockets", slowly)
+        line.surroundings = replace(line.surroundings, clock=lambda: self.now, shared_s=0.1)
+
+
+async def test_a_look_is_shared_by_all_who_ask_within_a_moment(
+    surroundings: Surroundings, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.listen(8999)
+    line = Line(settings(), surroundings)
+    slow = SlowKernel(line, monkeypatch)
+    first = await asyncio.gather(*(line.glance() for _ in range(50)))
+    assert slow.reads == 1
+    assert {seen.at for seen in first} == {100.0}
+    slow.may_end.clear()
+    slow.now = 100.06
+    assert await line.glance() == first[0], "nobody waits for the look that is made for the next"
+    await asyncio.sleep(0)
+    slow.now = 100.11
+    late = asyncio.create_task(line.glance())
+    await asyncio.sleep(0)
+    assert not late.done(), "what is older than that is good for nobody"
+    slow.may_end.set()
+    assert (await late).at == 100.06
+    assert slow.reads == 2
+
+
+async def test_who_looks_anew_sees_what_happened_before_he_looked(
+    surroundings: Surroundings, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(settings(), surroundings)
+    slow = SlowKernel(line, monkeypatch)
+    slow.may_end.clear()
+    earlier = asyncio.create_task(line.look())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    kernel.listen(8999)
+    later = [asyncio.create_task(line.look()) for _ in range(5)]
+    await asyncio.sleep(0)
+    slow.may_end.set()
+    await asyncio.gather(earlier, *later)
+    assert all(task.result().engines[0].listening for task in later)
+    assert slow.reads == 2, "those who came during a look share the next"
+
+
+async def test_a_look_that_fails_is_told_to_who_waits_for_it_and_made_again(
+    surroundings: Surroundings, kernel: Kernel
+) -> None:
+    line = Line(settings(), replace(surroundings, shared_s=0.1))
+    (kernel.folder / "tcp").rename(kernel.folder / "away")
+    with pytest.raises(SocketsUnreadableError):
+        await line.glance()
+    (kernel.folder / "away").rename(kernel.folder / "tcp")
+    assert len((await line.glance()).engines) == 1
 
 
 # ------------------------------------------------------------------------ waiting

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -35,7 +36,7 @@ def clock() -> Clock:
 @pytest.fixture
 def around(surroundings: Surroundings, clock: Clock) -> Surroundings:
     """Surroundings in which time passes only when told to."""
-    return Surroundings(surroundings.proc_net, surroundings.state, "", clock, surroundings.new_call_id)
+    return replace(surroundings, clock=clock)
 
 
 @asynccontextmanager
