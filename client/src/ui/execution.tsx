@@ -58,7 +58,7 @@ export function Progress({ door, id, asked, answered }: Props) {
       <p role="status" class="state">
         {!FINAL.includes(state) && <span class="spinner" aria-hidden="true" />}
         {state === 'waiting_for_input'
-          ? waiting(execution.question === asked, answered)
+          ? waiting(execution.question === null || execution.question === asked, answered)
           : (texts.execution.states[state] ?? state)}
       </p>
       {instruction !== '' && (

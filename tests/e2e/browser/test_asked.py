@@ -67,7 +67,7 @@ def test_what_is_said_becomes_a_draft_and_only_a_press_sends_it(caller: Caller, 
     assert [answer["text"] for answer in line.desk.answers] == ["Staging first. And tell me."]
     assert caller.state == "talking", "the call goes on"
     # What comes of it, live.
-    caller.see("It waits for an answer.")
+    caller.see("Your answer is on its way.")
     line.desk.run(state="running")
     caller.see("It is being done.")
     line.desk.run(state="completed", result="Deployed to staging.")
