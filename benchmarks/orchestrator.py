@@ -104,6 +104,7 @@ async def measure(seconds: float) -> dict[str, Any]:
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(SOURCES),
             "MOSHI_URL": "https://line.example.org:8998",
+            "LINE_ACCESS": "open",
             "MOSHI_DEVICE": "cpu",
             "LINE_ORCHESTRATOR_PORT": str(port),
             "LINE_ENGINE_PORT": str(engine.getsockname()[1]),

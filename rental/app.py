@@ -323,18 +323,18 @@ def summary(shop: Shop, entry: Entry, node: Node) -> str:
         ).split()
     )
     port = settings.get("LINE_PORT", str(LINE_PORT))
-    if settings.get("LINE_ACCESS") == "links":
+    if settings.get("LINE_ACCESS") == "open":
+        tunnel = shlex.join(["ssh", *reach, "-N", "-L", f"{port}:127.0.0.1:{port}", there])
+        link = (
+            f"{entry.url}/ is closed: everybody may call (line_access: open), so nginx listens on loopback.\n"
+            f"               From here:  {tunnel}\n               and open https://localhost:{port}/"
+        )
+    else:
         made = asked("hotline link --no-qr 2>/dev/null | head -n 1")
         link = (
             made
             if made.startswith("http")
             else f"make one: {shlex.join(['ssh', *reach, there, 'hotline link'])}"
-        )
-    else:
-        tunnel = shlex.join(["ssh", *reach, "-N", "-L", f"{port}:127.0.0.1:{port}", there])
-        link = (
-            f"{entry.url}/ is closed: everybody may call (line_access: open), so nginx listens on loopback.\n"
-            f"               From here:  {tunnel}\n               and open https://localhost:{port}/"
         )
     ends = keeping.remaining(entry, shop.clock.there())
     who = (

@@ -219,7 +219,9 @@ def _prepare(shop: Shop, wanted: Wanted, offer: Offer, entry: Entry) -> tuple[En
         ("playbooks/verify.yml", "speaking through it"),
     ):
         shop.say(f"{since()}  {what}: {playbook}; everything it says: {log}")
-        status = shop.play(playbook, inventory, shop.variables, log)
+        # The link is made at the end and shown on the terminal: it is not to stand in a log.
+        words = ["-e", "site_link=false", *shop.variables] if playbook == "site.yml" else shop.variables
+        status = shop.play(playbook, inventory, words, log)
         if status != 0:
             raise NodeError(f"{playbook} failed (status {status}): {last_words(log)}")
     entry = shop.ledger.change(entry, state="ready")

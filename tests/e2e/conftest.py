@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import ssl
@@ -23,6 +25,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 KIT = ROOT / "tests/hosts/host.py"
+NAME = os.environ.get("HOTLINE_E2E_HOST", "e2e")
 
 
 @dataclass
@@ -85,6 +88,24 @@ class Line(Host):
         context.load_verify_locations(cadata=self.run("cat /etc/hotline/tls/ca.pem"))
         return context
 
+    def hotline(self, *words: str) -> Any:
+        """The operator's command on the host; what its JSON says."""
+        done = self.run(shlex.join(["hotline", "--json", *words]))
+        return json.loads(done)
+
+    def mint(self, *words: str) -> dict[str, Any]:
+        """A new link: its id, and the URL that one opens."""
+        return dict(self.hotline("link", *words))
+
+    def chat_url(self) -> str:
+        """Where one call may be made, within 30 s: a ticket stands in it."""
+        return str(self.hotline("ticket")["url"])
+
+    @functools.cached_property
+    def link(self) -> str:
+        """A link that all callers of these tests share."""
+        return str(self.mint("--uses", "1000", "--note", "callers of the tests")["url"])
+
     def engine(self, port: int = 8999) -> str:
         """The engine's own address, past nginx."""
         return f"ws://127.0.0.1:{port}/api/chat"
@@ -106,9 +127,9 @@ class Line(Host):
         return path
 
     def speak(self, url: str | None = None, *words: str) -> tuple[int, dict[str, Any]]:
-        """The synthetic caller, once: its exit status and its report."""
+        """The synthetic caller, once, with the link unless told otherwise: its exit status and its report."""
         done = subprocess.run(
-            [sys.executable, "-m", "caller", url or self.url, "--ca", str(self.ca), "--random-weights",
+            [sys.executable, "-m", "caller", url or self.link, "--ca", str(self.ca), "--random-weights",
              "--json", "-", *words],
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
@@ -148,8 +169,10 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
     """The line. Its first run is from a pristine host, without wheels cached before."""
     missing = [tool for tool in ("debootstrap", "systemd-nspawn") if not shutil.which(tool)]
     assert not missing, f"{missing} missing: `make e2e` installs what this needs"
-    with throwaway("e2e", "--no-package-cache") as bare:
-        host = Line("e2e", variables={"tls_ca_dir": str(tmp_path_factory.mktemp("ca"))})
+    with throwaway(NAME, "--no-package-cache") as bare:
+        # The demo keeps to loopback; a line of a GPU host listens where callers come from.
+        where = {"tls_ca_dir": str(tmp_path_factory.mktemp("ca")), "line_listen": ""}
+        host = Line(NAME, variables=where)
         dry = host.play("site.yml", "--check", "--diff")
         assert dry.status == 0, f"--check --diff on a virgin host:\n{dry.output[-6000:]}"
         assert "hotline" not in bare.run("ls /etc /opt /var/lib"), "a dry run left something"
@@ -160,15 +183,15 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
 
 @pytest.fixture(scope="session")
 def line_url(line: Line) -> str:
-    """Where the browser tests open the page."""
-    return line.url
+    """What the browser tests open: a link, each time in a browser that was never here."""
+    return line.link
 
 
 @contextlib.contextmanager
 def talking(line: Line, seconds: int = 60, callers: int = 1) -> Iterator[subprocess.Popen[bytes]]:
     """A caller who has the engine, ``callers`` of them altogether."""
     caller = subprocess.Popen(
-        [sys.executable, "-m", "caller", line.url, "--ca", str(line.ca), "--random-weights",
+        [sys.executable, "-m", "caller", line.link, "--ca", str(line.ca), "--random-weights",
          "--seconds", str(seconds)],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip

@@ -62,10 +62,10 @@ def test_a_microphone_blocked_by_a_script_is_told(browser: Browser, line_url: st
         caller.watch.assert_clean()
 
 
-def test_the_lines_own_authority_is_offered(browser: Browser, line_url: str) -> None:  # noqa: F811
-    with calling(browser, line_url) as caller:
+def test_the_lines_own_authority_is_offered(browser: Browser, line: Line) -> None:  # noqa: F811
+    with calling(browser, line.url) as caller:
         caller.see("Does your phone or browser distrust this page?")
         caller.page.get_by_text("Does your phone or browser distrust this page?").click()
         with caller.page.expect_download() as download:
             caller.page.get_by_role("link", name="Download the certificate authority").click()
-        assert download.value.url == f"{line_url}/hotline-ca.pem"
+        assert download.value.url == f"{line.url}/hotline-ca.pem"

@@ -21,6 +21,20 @@ def test_the_voice_server_listens_on_8999_on_loopback_alone(line: Line) -> None:
     assert "moshi" in line.run("ps -o user= -p $(systemctl show -p MainPID --value moshi@0)")
 
 
+def test_nginx_alone_listens_where_callers_come_from(line: Line) -> None:
+    ours = "( sport = :8998 or sport = :8999 or sport = :9299 or sport = :5000 )"
+    listening = set(line.run(f"ss -Hltn '{ours}' | awk '{{print $4}}'").split())
+    assert listening >= {"0.0.0.0:8998", "[::]:8998"}
+    assert {one for one in listening if not one.startswith("127.0.0.1:")} == {"0.0.0.0:8998", "[::]:8998"}
+
+
+def test_nobody_gets_in_without_a_link(line: Line) -> None:
+    status, report = line.speak(line.url)
+    assert status == 5, report
+    assert report["outcome"] == "refused"
+    assert line.speak(f"{line.url}/#t={'x' * 43}")[0] == 5
+
+
 def test_it_runs_on_kyutais_own_package(line: Line) -> None:
     pid = line.run("systemctl show -p MainPID --value moshi@0").strip()
     assert "/launch_duplex.py" in line.run(f"tr '\\0' ' ' </proc/{pid}/cmdline")

@@ -9,9 +9,11 @@ import subprocess
 from .conftest import ROOT, Line
 
 
-def test_the_first_run_ends_with_the_link_and_how_long_each_part_took(line: Line) -> None:
+def test_the_first_run_ends_with_a_link_and_how_long_each_part_took(line: Line) -> None:
     said = line.first.output
-    assert "https://localhost:8998/" in said
+    assert len(re.findall(r"https://localhost:8998/#t=[\w-]{43}\b", said)) == 1
+    assert "▀▀▀▀" in said, "a QR code for a phone"
+    assert "hotline link" in said
     assert "engine    duplex" in said
     assert re.search(r"GPU\s+none", said)
     assert re.search(r"(?m)^moshi -+ [\d.]+s", said), "the recap names each role and its seconds"
@@ -23,6 +25,10 @@ def test_a_second_run_changes_nothing_and_is_quick(line: Line) -> None:
           f"ratio {second.seconds / line.first.seconds:.2f}")  # fmt: skip
     assert second.status == 0, second.output[-4000:]
     assert second.changed == 0, second.output[-6000:]
+    assert "hotline link" in second.output
+    assert "#t=" not in second.output
+    made = [one["note"] for one in line.hotline("links")]
+    assert made.count("the first, made by site.yml") == 1, made
 
 
 def test_the_version_is_the_same_everywhere(line: Line) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import aiohttp
 import pytest
 
-from .conftest import Line, talking, throwaway
+from .conftest import NAME, Line, talking, throwaway
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +28,11 @@ def whole_again(line: Line) -> Iterator[None]:
 
 
 async def chat(line: Line, *messages: bytes | str, wait_s: float = 10) -> tuple[list[bytes], int | None]:
-    """Open the line's WebSocket, send these, and give back what came until it closed."""
+    """Open the line's WebSocket with a ticket, send these, and give back what came until it closed."""
     heard: list[bytes] = []
     async with (
         aiohttp.ClientSession() as session,
-        session.ws_connect(line.url + "/api/chat", ssl=line.tls, max_msg_size=0) as socket,
+        session.ws_connect(line.chat_url(), ssl=line.tls, max_msg_size=0) as socket,
     ):
         with contextlib.suppress(asyncio.TimeoutError):
             async with asyncio.timeout(wait_s):
@@ -174,7 +174,7 @@ def test_a_wrong_variable_is_refused_with_the_mend(line: Line) -> None:
 
 
 def test_a_full_disk_is_refused_before_anything_is_changed() -> None:
-    with throwaway("e2e-small", "--disk-mib", "300") as small:
+    with throwaway(f"{NAME}-small", "--disk-mib", "300") as small:
         refused = small.play()
         assert refused.status != 0
         assert "disk" in refused.output.lower()
@@ -182,7 +182,7 @@ def test_a_full_disk_is_refused_before_anything_is_changed() -> None:
 
 
 def test_a_host_without_network_is_told_so() -> None:
-    with throwaway("e2e-alone", "--no-package-cache") as alone:
+    with throwaway(f"{NAME}-alone", "--no-package-cache") as alone:
         nowhere = "deb http://127.0.0.1:9/ bookworm main"
         alone.run(f"rm -rf /var/lib/apt/lists/*; echo {nowhere} >/etc/apt/sources.list")
         refused = alone.play()
@@ -202,6 +202,8 @@ def test_uninstalling_leaves_nothing_and_installing_again_works(line: Line) -> N
     assert line.run("ss -Hltn '( sport = :8998 or sport = :8999 or sport = :5000 )'") == ""
     again = line.play("playbooks/uninstall.yml")
     assert again.changed == 0, "a second uninstall has nothing to do"
+    vars(line).pop("link", None)  # it went with the database
     back = line.play()
     assert back.status == 0, back.output[-4000:]
+    assert f"{line.url}/#t=" in back.output, "a line without a link gets its first one"
     line.await_health("ok")

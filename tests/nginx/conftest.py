@@ -38,6 +38,7 @@ FULL = 4  # connections that one client may have on the line with tight limits
 LINES: dict[str, dict[str, Any]] = {
     "usual": {"line_names": ["hotline.example"]},
     "tight": {
+        "line_access": "open",
         "nginx_silence_s": 2,
         "nginx_requests_per_second": 1,
         "nginx_requests_burst": 20,
@@ -48,8 +49,8 @@ LINES: dict[str, dict[str, Any]] = {
     },
     "many": {"moshi_engine": "duplex", "moshi_conversations": "auto"},
     "gateway": {"tls_provider": "none", "nginx_trusted_proxies": ["127.0.0.1"]},
-    "manual": {"tls_provider": "manual", "line_listen": "all"},
-    "proven": {"tls_provider": "acme", "tls_acme_challenge": "http", "line_listen": "all"},
+    "manual": {"tls_provider": "manual", "line_access": "open", "line_listen": "all"},
+    "proven": {"tls_provider": "acme", "tls_acme_challenge": "http", "line_access": "open", "line_listen": "all"},
 }
 
 

@@ -47,15 +47,20 @@ def own_address() -> str:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "[::1]", "own"])
-async def test_a_line_told_so_listens_on_every_address(manual, caller, address):
+async def test_a_line_that_needs_a_link_listens_on_every_address(line, caller, address):
     address = own_address() if address == "own" else address
-    async with caller.session(manual).get(manual.url("/", address), ssl=False) as answer:
+    async with caller.session(line).get(line.url("/", address), ssl=False) as answer:
         assert answer.status == 200
 
 
-async def test_an_open_line_listens_on_loopback_only(line):
+async def test_an_open_line_that_is_told_so_listens_on_every_address(manual, caller):
+    async with caller.session(manual).get(manual.url("/", own_address()), ssl=False) as answer:
+        assert answer.status == 200
+
+
+async def test_an_open_line_listens_on_loopback_only(tight):
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((own_address(), line.port), 5)
+        socket.create_connection((own_address(), tight.port), 5)
 
 
 async def test_the_page_is_asked_for_anew_and_its_hashed_files_never_again(line, caller):

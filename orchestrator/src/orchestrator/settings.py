@@ -145,7 +145,7 @@ class Settings(BaseSettings):
         json_schema_extra={"ansible": "line_url"},
     )
     line_access: Literal["open", "links"] = Field(
-        default="open",
+        default="links",
         description="who may speak: links, who was sent one; or open, everybody who reaches the line",
         json_schema_extra={"ansible": "line_access"},
     )

@@ -20,6 +20,7 @@ def play(folder: Path, port: int, variables: dict[str, object]) -> tuple[int, st
         "ansible_python_interpreter": sys.executable,
         "line_host": "127.0.0.1",
         "line_port": port,
+        "line_access": "open",
         "tls_provider": "none",
         "moshi_weights": "tiny",
         "moshi_device": "cpu",
@@ -27,6 +28,7 @@ def play(folder: Path, port: int, variables: dict[str, object]) -> tuple[int, st
     }
     (folder / "hosts.json").write_text(json.dumps({"line": {"hosts": {"here": host}}}))
     settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "TMPDIR": str(folder), "NO_COLOR": "1"}
+    settings["PATH"] = f"{folder}:{os.environ['PATH']}"
     done = subprocess.run(
         [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(folder / "hosts.json"),
          "-e", json.dumps(variables), "playbooks/verify.yml"],
@@ -49,6 +51,34 @@ async def test_it_prints_the_table_and_changes_nothing(tmp_path: Path) -> None:
     assert "25 sent, 24 answered, 0 lost" in said
     assert "160 in theory, 200 in practice" in said
     assert "changed=0" in said
+
+
+HOTLINE = """#!/bin/sh
+echo "$*" >>"$(dirname "$0")/asked"
+case "$*" in *link*) echo '{"id": "link_1", "url": "https://127.0.0.1/#t=abc"}' ;; esac
+"""
+
+
+async def test_a_line_that_needs_a_link_gives_one_for_the_call(tmp_path: Path) -> None:
+    (tmp_path / "hotline").write_text(HOTLINE)
+    (tmp_path / "hotline").chmod(0o755)
+    async with running(Behaviour(link="abc")) as (url, _):
+        port = int(url.split(":")[2].split("/")[0])
+        status, said = await verify(tmp_path, port, line_access="links")
+    assert status == 0, said
+    assert "the line answers" in said
+    assert "abc" not in said
+    made, revoked = (tmp_path / "asked").read_text().splitlines()
+    assert made.startswith("--json link --uses 1 ")
+    assert revoked == "revoke link_1"
+
+
+async def test_a_line_that_makes_no_link_is_named(tmp_path: Path) -> None:
+    (tmp_path / "hotline").write_text("#!/bin/sh\necho 'hotline: the line does not answer.' >&2; exit 69\n")
+    (tmp_path / "hotline").chmod(0o755)
+    status, said = await verify(tmp_path, 1, line_access="links")
+    assert status != 0
+    assert "here makes no link for the call: hotline: the line does not answer." in said
 
 
 async def test_it_fails_with_the_reason_when_a_limit_is_missed_and_keeps_the_report(tmp_path: Path) -> None:

@@ -151,8 +151,9 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def settings(**changed: Any) -> Settings:
-    """Settings of a line on the CPU, with what a test changes."""
-    return Settings(**{"moshi_url": "https://line.example.org:8998", "moshi_device": "cpu"} | changed)
+    """Settings of a line on the CPU to which everybody has access, with what a test changes."""
+    usual = {"moshi_url": "https://line.example.org:8998", "moshi_device": "cpu", "line_access": "open"}
+    return Settings(**usual | changed)
 
 
 @asynccontextmanager

@@ -31,6 +31,7 @@ class Process:
         self.port = free_port()
         self.environment = environment(
             MOSHI_URL="https://line.example.org:8998",
+            LINE_ACCESS="open",
             LINE_ORCHESTRATOR_PORT=str(self.port),
             LINE_ENGINE_PORT=str(engine),
             DATABASE_URL=database,

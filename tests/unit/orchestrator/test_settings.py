@@ -49,6 +49,11 @@ def test_what_the_role_line_renders_is_understood(monkeypatch: pytest.MonkeyPatc
     assert (settings.orchestrator_docs, settings.orchestrator_log_level) == (False, "info")
 
 
+def test_a_line_that_says_nothing_about_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_environment(monkeypatch, MOSHI_URL="https://a.example")
+    assert read_settings().line_access == "links"
+
+
 def test_names_are_separated_by_commas_or_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
     given_environment(
         monkeypatch, MOSHI_URL="https://a.example", LINE_NAMES="Voice.Example.org, 10.0.0.7 [2001:DB8::1]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,6 +100,7 @@ class Bench:
     shop: Shop
     said: list[str]
     played: list[str]
+    words: dict[str, list[str]] = field(default_factory=dict)  # playbook → what else it was told
     failing: dict[str, int] = field(default_factory=dict)  # playbook → how many times it fails
     speechless: int = 0  # how many nodes never answer on ssh
 
@@ -114,9 +115,10 @@ def bench_of(stand_in: StandIn, clock: Clock, folder: Path) -> Bench:
     played: list[str] = []
     bench: Bench
 
-    def play(playbook: str, inventory: Path, _words: object, log: Path) -> int:
+    def play(playbook: str, inventory: Path, words: Sequence[str], log: Path) -> int:
         assert inventory.exists()
         played.append(playbook)
+        bench.words[playbook] = list(words)
         if bench.failing.get(playbook, 0):
             bench.failing[playbook] -= 1
             log.write_text("fatal: [talk]: FAILED! => \n    msg: there is no GPU here\n")

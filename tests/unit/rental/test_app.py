@@ -327,7 +327,7 @@ def test_all_providers_with_a_key_are_looked_at(
             "https://l:41998/#t=abc",
         ),
         ({"grep": "LINE_ACCESS=links LINE_PORT=8998", "hotline": ""}, "hotline link'"),
-        ({}, "-L 8998:127.0.0.1:8998"),
+        ({}, "hotline link'"),
     ],
 )
 def test_in_the_end_link_price_and_how_to_stop_paying(

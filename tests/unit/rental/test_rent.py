@@ -31,6 +31,11 @@ def test_from_nothing_to_a_line(vast: Bench, vast_market: VastStandIn) -> None:
     assert entry.ends_at == pytest.approx(entry.created + 7200)
 
 
+def test_no_link_is_made_where_all_output_goes_into_a_log(vast: Bench) -> None:
+    rent(vast.shop, "talk", WANTED)
+    assert vast.words == {"site.yml": ["-e", "site_link=false"], "playbooks/verify.yml": []}
+
+
 def test_the_line_gets_what_was_asked_for(vast: Bench) -> None:
     wanted = replace(WANTED, engine="duplex", kv="fp8", quantization="q8", idle_minutes=30)
     entry, _ = rent(vast.shop, "talk", wanted)

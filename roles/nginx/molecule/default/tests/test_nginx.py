@@ -32,11 +32,11 @@ def ask(host, path, accept="*/*"):
     return int(status), body
 
 
-def test_it_runs_at_every_boot_and_listens_on_both_loopbacks_only(host):
+def test_it_runs_at_every_boot_and_listens_where_callers_come_from(host):
     assert host.service("nginx").is_running, journal(host)
     assert host.service("nginx").is_enabled
     listening = host.check_output("ss -Hltn 'sport = :18998' | awk '{print $4}' | sort")
-    assert listening.split() == ["127.0.0.1:18998", "[::1]:18998"]
+    assert listening.split() == ["0.0.0.0:18998", "[::]:18998"]
 
 
 def test_the_lines_port_is_its_only_one(host):
@@ -48,7 +48,7 @@ def test_the_lines_port_is_its_only_one(host):
         == "/etc/nginx/sites-available/default"
     )
     ports = host.check_output("ss -Hltnp | grep nginx | awk '{print $4}' | sort -u").split()
-    assert ports == ["127.0.0.1:18998", "[::1]:18998"]
+    assert ports == ["0.0.0.0:18998", "[::]:18998"]
 
 
 def test_it_answers_by_itself_while_nothing_else_is_there(host):
