@@ -1,7 +1,7 @@
 # ruff: noqa: ASYNC220, ASYNC221 - nothing else runs while the program is started
 """How much the orchestrator carries: authorisations, wishes for a call, event streams, and its start.
 
-    python benchmarks/orchestrator.py [--seconds 5] [--json FILE]
+    python -m benchmarks.orchestrator [--seconds 5] [--json FILE]
 
 It runs the real program (``python -m orchestrator``) on a port of its own, with a database in a temporary
 folder and a listening socket as engine, and asks it over loopback from this process. Load comes on a clock:

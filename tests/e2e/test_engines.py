@@ -164,6 +164,17 @@ def test_a_second_caller_is_told_at_once_that_the_line_is_busy(line: Line, kyuta
     line.await_health("ok")
 
 
+def test_the_operator_hangs_up_a_call_with_kyutais_server(line: Line, kyutai: Run) -> None:
+    line.await_health("ok")
+    with talking(line) as caller:
+        [call] = [one for one in line.hotline("calls", "--live") if one["state"] == "talking"]
+        line.hotline("hangup", call["id"])
+        assert caller.wait(10) != 0, "the caller is told that his call was ended"
+        ended = line.hotline("calls", call["id"])
+        assert (ended["state"], ended["reason"]) == ("ended", "operator")
+    assert line.speak()[0] == 0
+
+
 def test_a_killed_server_of_kyutais_is_back_without_a_human(line: Line, kyutai: Run) -> None:
     before = line.run("systemctl show -p MainPID --value moshi@0").strip()
     line.run("kill -9 " + before)

@@ -27,12 +27,14 @@ def whole_again(line: Line) -> Iterator[None]:
     yield
 
 
-async def chat(line: Line, *messages: bytes | str, wait_s: float = 10) -> tuple[list[bytes], int | None]:
+async def chat(
+    line: Line, *messages: bytes | str, wait_s: float = 10, url: str | None = None
+) -> tuple[list[bytes], int | None]:
     """Open the line's WebSocket with a ticket, send these, and give back what came until it closed."""
     heard: list[bytes] = []
     async with (
         aiohttp.ClientSession() as session,
-        session.ws_connect(line.chat_url(), ssl=line.tls, max_msg_size=0) as socket,
+        session.ws_connect(url or line.chat_url(), ssl=line.tls, max_msg_size=0) as socket,
     ):
         with contextlib.suppress(asyncio.TimeoutError):
             async with asyncio.timeout(wait_s):
