@@ -50,7 +50,12 @@ LINES: dict[str, dict[str, Any]] = {
     "many": {"moshi_engine": "duplex", "moshi_conversations": "auto"},
     "gateway": {"tls_provider": "none", "nginx_trusted_proxies": ["127.0.0.1"]},
     "manual": {"tls_provider": "manual", "line_access": "open", "line_listen": "all"},
-    "proven": {"tls_provider": "acme", "tls_acme_challenge": "http", "line_access": "open", "line_listen": "all"},
+    "proven": {
+        "tls_provider": "acme",
+        "tls_acme_challenge": "http",
+        "line_access": "open",
+        "line_listen": "all",
+    },
 }
 
 
