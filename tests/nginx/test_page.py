@@ -208,7 +208,7 @@ async def test_without_a_page_the_front_page_says_what_is_going_on(line, caller)
         assert "The line is down" in answer.text
         assert 'http-equiv="refresh" content="10"' in answer.text
         assert answer.headers["Retry-After"] == "10"
-        assert "hotline logs orchestrator" in answer.text
+        assert "hotline status" in answer.text
     finally:
         shutil.move(away, line.folder / "page")
 
