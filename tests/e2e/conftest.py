@@ -23,6 +23,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 KIT = ROOT / "tests/hosts/host.py"
+AGENT = ["/usr/bin/python3", "-I", "/srv/agent.py"]
+"""Who carries out instructions on the line; test_page_on_line.py writes the program."""
 
 
 @dataclass
@@ -149,7 +151,9 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
     missing = [tool for tool in ("debootstrap", "systemd-nspawn") if not shutil.which(tool)]
     assert not missing, f"{missing} missing: `make e2e` installs what this needs"
     with throwaway("e2e", "--no-package-cache") as bare:
-        host = Line("e2e", variables={"tls_ca_dir": str(tmp_path_factory.mktemp("ca"))})
+        host = Line("e2e", variables={
+            "tls_ca_dir": str(tmp_path_factory.mktemp("ca")), "orchestrator_agent_command": AGENT,
+        })  # fmt: skip
         dry = host.play("site.yml", "--check", "--diff")
         assert dry.status == 0, f"--check --diff on a virgin host:\n{dry.output[-6000:]}"
         assert "hotline" not in bare.run("ls /etc /opt /var/lib"), "a dry run left something"

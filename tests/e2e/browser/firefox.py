@@ -35,6 +35,8 @@ PREFERENCES = {
     "toolkit.telemetry.enabled": False,
 }
 STARTS_S = 60
+FIELD = """((name) => [...document.querySelectorAll('textarea, input')].find(
+    (field) => (field.getAttribute('aria-label') ?? field.labels?.[0]?.innerText.trim()) === name))"""
 
 
 def firefox() -> str:
@@ -68,6 +70,11 @@ class Firefox:
                 continue
             assert message["type"] == "success", message
             return dict(message["result"])
+
+    def before_each_page(self, script: str) -> None:
+        """Have `script` run before a page's own."""
+        function = f"() => {{ {script} }}"
+        self.command("script.addPreloadScript", functionDeclaration=function, contexts=[self._context])
 
     def open(self, url: str) -> None:
         """Go there, and wait until it is loaded."""
@@ -105,7 +112,7 @@ class Firefox:
         found: list[int] | None = self.evaluate(
             f"""(() => {{
                 const button = [...document.querySelectorAll('button')]
-                    .find((b) => b.innerText.trim() === {json.dumps(name)} && !b.disabled);
+                    .find((b) => (b.ariaLabel ?? b.innerText.trim()) === {json.dumps(name)} && !b.disabled);
                 if (!button) return null;
                 button.scrollIntoView({{ block: 'center' }});
                 const {{ x, y, width, height }} = button.getBoundingClientRect();
@@ -128,6 +135,33 @@ class Firefox:
         """One of the page's numbers, as in driver.py."""
         value = self.evaluate(f"document.querySelector('main').getAttribute('data-{name}')")
         return float("nan") if value is None else float(value)
+
+    def until_state(self, state: str, seconds: float = 20) -> None:
+        """Wait for a phase of the call."""
+        self.until(lambda: self.state == state, seconds, f"state {state!r}")
+
+    def see(self, text: str, seconds: float = 10) -> None:
+        """Wait until `text` can be read."""
+        self.until(lambda: text in self.text, seconds, f"words {text!r}")
+
+    def hear(self, frames: int, seconds: float = 20) -> None:
+        """Wait until that many more frames of 80 ms have reached the ear."""
+        before = self.number("frames-heard")
+        self.until(lambda: self.number("frames-heard") >= before + frames, seconds, f"{frames} frames")
+
+    def field(self, name: str) -> str:
+        """What stands in a text field, found by its label."""
+        return str(self.evaluate(f"{FIELD}({json.dumps(name)})?.value ?? ''"))
+
+    def fill(self, name: str, text: str) -> None:
+        """Write it there, as a hand does for a page: the field changes and says so."""
+        self.evaluate(
+            f"""(() => {{
+                const field = {FIELD}({json.dumps(name)});
+                field.value = {json.dumps(text)};
+                field.dispatchEvent(new InputEvent('input', {{ bubbles: true }}));
+            }})()"""
+        )
 
     def until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         """Wait for `condition`; fails with `what` and what can be read."""
