@@ -85,10 +85,10 @@ def test_revoking_a_link_ends_its_call_and_its_session(browser: Browser, line: L
         line.hotline("revoke", link["id"])
         caller.see("The line ended the call", 15)
         caller.see("took the link back")
+        kept = "localStorage.getItem('hotline.session')"
+        caller.until(lambda: caller.page.evaluate(kept) is None, 15, "key that is forgotten")
         caller.page.reload()
-        caller.page.locator("main").wait_for()
-        caller.press("Call Moshi")
-        closed(caller, "Your link has run out")
+        closed(caller, "This line opens with a link")
     assert line.hotline("calls", call["id"])["reason"] == "revoked"
 
 

@@ -541,20 +541,22 @@ class Switchboard:
         self.records.save(call.facts() | {"voice": self.settings.moshi_voice})
 
     async def hang_up(self, call: Call, reason: str) -> bool:
-        """End a call, wherever it stands; False when its engine would not."""
+        """End a call, wherever it stands; False when its engine would not. The first reason counts."""
         if call.state in (State.WAITING, State.CALLED) or call.engine is None:
             self._end(call, reason)
             return True
-        call.reason = reason
+        before, call.reason = call.reason, call.reason or reason
         port = self.settings.line_status_port + call.engine
         try:
             answered = await self._http.post(
-                f"http://127.0.0.1:{port}/calls/{call.id}/end", json={"reason": reason}
+                f"http://127.0.0.1:{port}/calls/{call.id}/end", json={"reason": call.reason}
             )
             done = answered.status_code in (200, 202, 204, 404)
         except httpx.HTTPError as error:
             log.warning("an engine was not told to end a call: %r", error, extra={"call": call.id})
             done = False
+        if not done:
+            call.reason = before
         self._nudge.set()
         return done
 

@@ -264,6 +264,22 @@ async def test_both_sides_are_written_down(around: Any, storage: Storage, clock:
     assert (kept[0].start_ms, kept[0].end_ms) == (1000, 1200)
 
 
+@pytest.mark.parametrize(("status", "reason"), [(202, "operator"), (500, "hung_up")])
+async def test_who_ended_a_call_first_is_its_reason(
+    around: Any, storage: Storage, clock: Clock, status: int, reason: str
+) -> None:
+    async with board(around, storage, moshi_engine="duplex") as b:
+        call = await ask(b)
+        call.state, call.engine = State.TALKING, 0
+        answers = iter([status, 202])
+        await b._http.aclose()
+        b._http = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(next(answers))))
+        assert await b.hang_up(call, "operator") is (status == 202)
+        await b.hang_up(call, "hung_up")  # the page, which was told, gives its place back
+        b.settle([duplex(calls=set())], clock.now)
+        assert (call.state, call.reason) == (State.ENDED, reason)
+
+
 async def test_no_words_are_kept_where_none_are_to_be(around: Any, storage: Storage) -> None:
     async with board(around, storage, transcript_retention_days=0) as b:
         call = await ask(b)
