@@ -29,6 +29,7 @@ def test_a_long_call_grows_nothing(page_folder: Path) -> None:
     heap = [statistics.median(moment.heap_mb for moment in some) for some in (early, late)]
     assert heap[1] < heap[0] + 2 + LONG_CALL_S / 600, "MB; what was said is kept, and little else"
     resident = [statistics.median(moment.resident_mb for moment in some) for some in (early, late)]
-    assert resident[1] < resident[0] + 30, "MB of the tab's process"
+    caches = 60 if LONG_CALL_S < 1800 else 30  # a browser fills its own in the first minutes
+    assert resident[1] < resident[0] + caches, "MB of the browser's process"
     delay = [min(moment.buffer_ms for moment in some) for some in (early, late)]
     assert delay[1] < max(150, delay[0] + 100), "what others cost on this machine is given back"
