@@ -216,7 +216,6 @@ async def line(database_url: str, engines: list[Engine], shop: Workshop) -> Asyn
     process = Process(
         database_url,
         engines[0].port,
-        LINE_ACCESS="open",
         LINE_ENGINES="0,1",
         ORCHESTRATOR_AGENT_TOKEN=AGENT,
         AGENT_SOCKET=str(shop.socket),
