@@ -6,11 +6,10 @@ Every argument goes to the server as it is: ``launch.py --port 8999 …`` is ``p
 * ``--device cpu`` ends in the warm-up, which calls ``torch.cuda.synchronize()``.
 * The loader casts the scales of 8-bit weights to the model's dtype, and the first step then refuses them
   (kyutai-labs/moshi#271).
-* A line per 80 ms frame and every word Moshi says are printed. What people talk about does not belong into a
-log.
+* A line per 80 ms frame and every word Moshi says are printed. What people talk about does not belong into
+  a log.
 * A CUDA error in a conversation leaves a process that listens and can never answer again: it has to end, so
-that
-  whoever started it starts it anew.
+  that whoever started it starts it anew.
 * A stop waits up to 60 s for a conversation to end by itself.
 * Nobody can end one conversation: a link that was taken back, or an operator who hangs up, would have to end
   the engine.
