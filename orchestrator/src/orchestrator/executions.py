@@ -566,6 +566,9 @@ def dbos_config(database_url: str) -> DBOSConfig:
         # Who goes on with what a killed process had begun: on a database of many, that machine itself.
         executor_id=socket.gethostname() if one_of_many else "local",
         log_level="ERROR",
+        # Looked for, not listened for: what PostgreSQL says while the listener's connection is lost is heard
+        # a minute later, and an answered agent would stand still for so long.
+        use_listen_notify=False,
         notification_listener_polling_interval_sec=0.2,
         enable_otlp=False,
     )

@@ -38,6 +38,7 @@ BETWEEN_S = 1.5
 TO_THE_END_S = 120
 """When the killing is over, how long the rest may take."""
 
+FINAL = ("completed", "failed", "cancelled", "expired")
 ENGINE = """
 import asyncio, sys
 
@@ -266,7 +267,7 @@ async def test_whatever_is_killed_every_question_and_execution_comes_to_its_end_
         load.over.set()
         async with asyncio.timeout(TO_THE_END_S):
             await asyncio.gather(*tasks)
-            ended = {name: await until_final(load, made) for name, made in load.executions.items()}
+            ended = {name: await until(load, made, *FINAL) for name, made in load.executions.items()}
     finally:
         for task in (*tasks, person):
             task.cancel()
@@ -290,10 +291,28 @@ async def test_whatever_is_killed_every_question_and_execution_comes_to_its_end_
         assert all(await asyncio.gather(*(load.calls_once(2.0) for _ in range(ENGINES))))
 
 
-async def until_final(load: Load, execution: str) -> dict[str, Any]:
-    """Wait for an execution's end."""
+async def test_an_answer_given_while_the_database_was_lost_is_heard_at_once(
+    line: Process, engines: list[Engine], database_url: str, request: pytest.FixtureRequest
+) -> None:
+    if not database_url.startswith("postgresql"):
+        pytest.skip("SQLite has no connections to lose")
+    load = Load(line, engines)
+    body = {"instruction": "Do it.", "idempotency_key": "do"}
+    made = (await load.ask("POST", "/api/executions", 201, json=body)).json()
+    async with asyncio.timeout(30):
+        await until(load, made["id"], "waiting_for_input")
+    asked = (await load.ask("GET", "/api/questions?state=open", 200)).json()
+    request.getfixturevalue("server").cut(database_url)
+    given = {"text": "Go on.", "idempotency_key": "press"}
+    await load.ask("POST", f"/api/questions/{asked[0]['id']}/answer", 200, json=given)
+    async with asyncio.timeout(30):  # DBOS itself would look a minute later
+        assert (await until(load, made["id"], *FINAL))["result"] == "Told: Go on."
+
+
+async def until(load: Load, execution: str, *states: str) -> dict[str, Any]:
+    """Wait until an execution is in one of these states."""
     while True:
         found = (await load.ask("GET", f"/api/executions/{execution}", 200)).json()
-        if found["state"] in ("completed", "failed", "cancelled", "expired"):
+        if found["state"] in states:
             return dict(found)
         await asyncio.sleep(0.2)
