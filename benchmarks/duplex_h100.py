@@ -211,7 +211,7 @@ def run(name: str, command: list[str], folder: Path) -> bool:
                 "TRITON_CACHE_DIR": f"{fresh}/triton",
                 "TORCHINDUCTOR_CACHE_DIR": f"{fresh}/inductor",
             }
-        environment["PYTHONPATH"] = str(ROOT)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         try:
             done = subprocess.run(
                 command, cwd=ROOT, env=environment, timeout=LONGEST_S, check=False, text=True,
