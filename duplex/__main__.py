@@ -360,8 +360,8 @@ def main(arguments: Sequence[str] | None = None, ready: Callable[[], None] = lam
             "--transcribe moonshine needs the packages moonshine-voice 0.0.73 and onnxruntime 1.23.2 beside "
             "this one: install them, or leave --transcribe out"
         )
-    # The engine's thread needs the interpreter for a moment per step, and must not wait 5 ms for it.
-    sys.setswitchinterval(0.0005)
+    # The engine's thread needs the interpreter for a moment, a few times per step, and must not wait 5 ms.
+    sys.setswitchinterval(0.0001)
     try:
         status = asyncio.run(serve(options, ready))
     except BaseException as error:

@@ -1,8 +1,12 @@
 """The engine: slots, rings of memory and CUDA graphs around ``Duplex.step``. Not thread-safe: one thread owns
 it.
 
-A step launches one CUDA graph and waits once, for tokens and sound on their way to pinned memory. Graphs are
-captured for a ladder of batch sizes, so that three callers do not pay for thirty-eight.
+A step launches one CUDA graph, which fetches its input from pinned memory and brings tokens and sound back
+there, and waits once. Graphs are captured for a ladder of batch sizes, so that three callers do not pay for
+thirty-eight.
+
+What the host does per conversation is done without torch: each of its operations lets go of the interpreter's
+lock, and with many callers the thread that serves them would take it, up to a switch interval each time.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from duplex.model import FRAME, Duplex
 
 Sound = NDArray[np.float32]
 
+FRAME_BYTES = 4 * FRAME
 LADDER = (1, 2, 4, 8, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 
 
@@ -66,6 +71,11 @@ def ladder(slots: int) -> list[int]:
     return [*sizes, next((size for size in LADDER if size >= slots), slots)]
 
 
+def bytes_in(samples: torch.Tensor) -> memoryview:
+    """Return the memory of a float32 tensor on the host."""
+    return samples.numpy().reshape(-1).data.cast("B")
+
+
 class Engine:
     """Many conversations, taken one frame further by ``step``."""
 
@@ -86,19 +96,19 @@ class Engine:
             # The depformer's scratch has a row per slot; a batch that is padded beyond needs as many rows.
             self.sizes[-1] = most = self.slots
 
-        def pair(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.zeros(shape, dtype=dtype, pin_memory=self.on_gpu), torch.zeros(
-                shape, dtype=dtype, device=self.device
-            )
+        def host(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, pin_memory=self.on_gpu)
 
-        self._slots_host, self._slots = pair((most,), torch.int64)
-        self._pcm_host, self._pcm = pair((most, FRAME), torch.float32)
-        self._pcm_rows = self._pcm_host.numpy()
-        self._tokens_host, self._tokens = pair((most, width), torch.int64)
-        self._sound_host, self._sound = pair((most, FRAME), torch.float32)
-        self._table_host = torch.zeros(memory.table.shape, dtype=torch.int32, pin_memory=self.on_gpu)
+        self._slots_host = host(most, dtype=torch.int64)
+        self._tokens_host = host(most, width, dtype=torch.int64)
+        self._pcm_host, self._sound_host = host(most, FRAME), host(most, FRAME)
+        self._slots = torch.zeros_like(self._slots_host, device=self.device)
+        self._pcm = torch.zeros_like(self._pcm_host, device=self.device)
+        self._slots_host.fill_(self.slots)
+        self._slots_rows, self._tokens_rows = self._slots_host.numpy(), self._tokens_host.numpy()
+        self._pcm_bytes, self._sound_bytes = map(bytes_in, (self._pcm_host, self._sound_host))
+        self._table_host = host(*memory.table.shape, dtype=torch.int32)
         self._table_changed = False
-        self._slots.fill_(self.slots)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._stream = torch.cuda.Stream() if self.on_gpu else None
         # Waiting spins, without the interpreter's lock: an interrupt would come a good part of a millisecond
@@ -129,9 +139,11 @@ class Engine:
         torch.cuda.synchronize()
 
     def _body(self, size: int) -> None:
+        self._slots[:size].copy_(self._slots_host[:size], non_blocking=True)
+        self._pcm[:size].copy_(self._pcm_host[:size], non_blocking=True)
         result = self.duplex.step(self._pcm[:size], self._slots[:size])
-        self._tokens[:size].copy_(result.tokens)
-        self._sound[:size].copy_(result.pcm)
+        self._tokens_host[:size].copy_(result.tokens, non_blocking=True)
+        self._sound_host[:size].copy_(result.pcm, non_blocking=True)
 
     # -------------------------------------------------------------------------------------------------- seats
 
@@ -200,33 +212,33 @@ class Engine:
         size = next(size for size in self.sizes if size >= len(frames))
         for row, (slot, pcm) in enumerate(frames):
             self._make_room(slot)
-            self._slots_host[row] = slot
-            self._pcm_rows[row] = pcm
-        self._slots_host[len(frames) : size] = self.slots
+            self._slots_rows[row] = slot
+            heard = np.ascontiguousarray(pcm, dtype=np.float32).data.cast("B")
+            self._pcm_bytes[row * FRAME_BYTES : (row + 1) * FRAME_BYTES] = heard
+        self._slots_rows[len(frames) : size] = self.slots
         with torch.cuda.stream(self._stream), torch.inference_mode():
             if self._table_changed:
                 self.duplex.memory.table.copy_(self._table_host, non_blocking=True)
                 self._table_changed = False
-            self._slots[:size].copy_(self._slots_host[:size], non_blocking=True)
-            self._pcm[:size].copy_(self._pcm_host[:size], non_blocking=True)
             if size in self._graphs:
                 self._graphs[size].replay()
             else:
                 self._body(size)
-            self._tokens_host[:size].copy_(self._tokens[:size], non_blocking=True)
-            self._sound_host[:size].copy_(self._sound[:size], non_blocking=True)
             if self._done is not None:
                 self._done.record(self._stream)
         if self._done is not None:
             self._done.synchronize()
-        return [self._answer(row, slot) for row, (slot, _) in enumerate(frames)]
+        tokens = self._tokens_rows[: len(frames)].tolist()
+        said = bytearray(self._sound_bytes[: len(frames) * FRAME_BYTES])
+        sound = np.frombuffer(said, dtype=np.float32).reshape(len(frames), FRAME)
+        return [self._answer(slot, tokens[row], sound[row]) for row, (slot, _) in enumerate(frames)]
 
-    def _answer(self, row: int, slot: int) -> Answer:
+    def _answer(self, slot: int, tokens: list[int], sound: Sound) -> Answer:
         seat = self.seats[slot]
         seat.offset += 1
         if seat.offset <= self.duplex.moshi.shape.max_delay:
             return Answer(slot, None, None)
-        return Answer(slot, self._tokens_host[row].tolist(), self._sound_host[row].numpy().copy())
+        return Answer(slot, tokens, sound)
 
     def memory_per_slot(self) -> int:
         """Return the bytes that one conversation with a full ring takes."""

@@ -76,7 +76,9 @@ OPEN_ENDED = {"and", "but", "or", "so", "because", "the", "a", "an", "to", "of",
 
 def clean(text: str, longest: int = TEXT) -> str:
     """Return text without control characters, runs of space and invisible signs, of bounded length."""
-    plain = "".join(" " if unicodedata.category(sign)[0] in "CZ" else sign for sign in text[: 8 * longest])
+    plain = text[: 8 * longest]
+    if not (plain.isascii() and plain.isprintable()):
+        plain = "".join(" " if unicodedata.category(sign)[0] in "CZ" else sign for sign in plain)
     return " ".join(plain.split())[:longest].rstrip()
 
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from duplex.conductor import Conductor, Ear, Stepped, Stepper
@@ -573,9 +572,13 @@ class Server:
     async def _send_audio(self, call: Call, ws: web.WebSocketResponse, answer: Waiting) -> None:
         """Send a frame in as many messages as the codec likes: one leaves before the next is encoded."""
         first = True
-        for part in np.split(answer.pcm, call.codec.parts) if answer.pcm is not None and call.codec else ():
+        if answer.pcm is None or call.codec is None:
+            return
+        length = len(answer.pcm) // call.codec.parts
+        for start in range(0, len(answer.pcm), length):
             if call.codec is None:
                 return
+            part = answer.pcm[start : start + length]
             pages = await call.codec.encode(part)
             if not pages:
                 continue

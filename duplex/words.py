@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
 import socket
 import subprocess
 import sys
@@ -57,7 +56,7 @@ class Sentences:
     def take(self, text: str, at_ms: float) -> list[dict[str, Any]]:
         """Take what the frame at ``at_ms`` brought, often nothing; return what there is to tell."""
         events = []
-        stopped = re.search(r"[.!?\u2026][\"')\]\u201d\u2019]*\s*$", self._text) is not None
+        stopped = self._text.rstrip().rstrip("\"')]\u201d\u2019").endswith((".", "!", "?", "\u2026"))
         if not text:
             silence = at_ms - self._end_ms
             if self._text and silence > (STOP_SILENCE_MS if stopped else SENTENCE_SILENCE_MS):
