@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -173,6 +174,15 @@ def test_why_it_did_not_start_is_told_apart(
     assert process.returncode > 0
     assert (failure["reason"], failure["failures"]) == (reason, 1), said
     assert detail in failure["detail"]
+
+
+def test_a_fine_tune_with_a_lora_is_told_the_other_engine(unit: Unit, tmp_path: Path) -> None:
+    tuned = Path(shutil.copytree(unit.weights, tmp_path / "tuned")) / "config.json"
+    tuned.write_text(json.dumps(json.loads(tuned.read_text()) | {"lora": True}))
+    with unit.running("--config-path", str(tuned)) as process:
+        said, failure = unit.ended(process)
+    assert failure["reason"] == "unsupported_model", said
+    assert "with lora: use moshi.server. Set moshi_engine: moshi_server" in failure["detail"]
 
 
 def test_a_taken_port_is_named(unit: Unit) -> None:

@@ -37,6 +37,7 @@ def check(machine: Machine, **settings: Any) -> subprocess.CompletedProcess[str]
         "ansible_python_interpreter": sys.executable,
         "line_port": 38998,
         "line_engine_port": 38999,
+        "line_status_port": 39299,
         "line_orchestrator_port": 35000,
         "moshi_weights": "tiny",
         **settings,

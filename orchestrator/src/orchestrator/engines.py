@@ -285,6 +285,7 @@ MENDS = {
     "segmentation_fault": "look at hotline logs {unit} and dmesg",
     "killed": "look at dmesg; if the kernel killed it for memory, the machine has too little",
     "missing_weights": "run site.yml again, which fetches what is missing",
+    "unsupported_model": "set moshi_engine: moshi_server and run site.yml again",
     "bad_flag": "take the flag out of moshi_extra_args",
 }
 

@@ -43,6 +43,7 @@ IN_LOG: tuple[tuple[str, re.Pattern[str]], ...] = (
             r"|^duplex: --[a-z-]+ .* needs "
         ),
     ),
+    ("unsupported_model", re.compile(r"^duplex: duplex (speaks|does not speak) models")),
     (
         "cuda_out_of_memory",
         re.compile(
@@ -84,6 +85,7 @@ MEND = {
     "killed": "Somebody sent SIGKILL to the engine.",
     "missing_weights": "The weights are missing, damaged or do not fit: run `ansible-playbook site.yml`, "
     "which fetches what is missing.",
+    "unsupported_model": "Set moshi_engine: moshi_server and run the playbook again.",
     "bad_flag": "The engine does not take this argument: correct moshi_extra_args and run the playbook "
     "again.",
     "other": "The journal of this engine says more.",

@@ -103,7 +103,13 @@ def talk(frames=25, every_s=0.0, enough=None):
 def run_role(host, **variables):
     """The scenario's own converge once more, with other variables."""
     inventory = "/var/lib/hotline-hosts/m-moshi/inventory.yml"
-    given = {"line_host": "localhost", "moshi_device": "cpu", "moshi_weights": "tiny", "role": "moshi"}
+    given = {
+        "line_host": "localhost",
+        "moshi_device": "cpu",
+        "moshi_weights": "tiny",
+        "moshi_engine": "moshi_server",
+        "role": "moshi",
+    }
     return subprocess.run(
         [
             "ansible-playbook",
