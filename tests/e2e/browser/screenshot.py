@@ -252,6 +252,8 @@ def main() -> None:
     parser.add_argument("--sheets", type=Path, help="folder for one picture per screen, made from --out's")
     parser.add_argument("--pair", type=Path, help="the README's picture")
     options = parser.parse_args()
+    if not options.url and not (options.page / "index.html").exists():
+        parser.error(f"{options.page} holds no built page. Mend: (cd client && npm run build)")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = launch(playwright, speech(Path(folder) / "speech.wav"))
         with standin.running(options.page) as line:
