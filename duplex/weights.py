@@ -137,7 +137,7 @@ def random_state(
     return state
 
 
-def read_file(path: Path, device: torch.device, threads: int = 8) -> dict[str, torch.Tensor]:
+def read_file(path: Path, device: torch.device, threads: int = 4) -> dict[str, torch.Tensor]:
     """Read a .safetensors file onto ``device``, in several threads: one is slower than the page cache."""
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
