@@ -17,24 +17,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import re
 import secrets
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import func, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
 
 from orchestrator import asks, tables
 from orchestrator.agents import Agent, AgentError, Turn
@@ -58,6 +59,10 @@ TURNS = 50
 APPLICATION_VERSION = "1"
 """DBOS goes on only with what it takes for the same program. The workflow below must understand what older
 ones of the same number have written."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Work = Callable[P, Coroutine[Any, Any, R]]
 
 log = logging.getLogger("orchestrator.executions")
 router = APIRouter(tags=["executions"])
@@ -105,25 +110,50 @@ def desk() -> Executions:
     return _desk
 
 
+def lasting(work: Work[P, R]) -> Work[P, R]:
+    """Have ``work``, which may be done twice, done again until the database is there for it.
+
+    DBOS waits by itself for its own tables only: an error that leaves a step ends the workflow for good, and
+    the execution would never come to its end.
+    """
+
+    @functools.wraps(work)
+    async def until_done(*arguments: P.args, **named: P.kwargs) -> R:
+        pause = 0.1
+        while True:
+            try:
+                return await work(*arguments, **named)
+            except (OperationalError, InterfaceError) as error:
+                log.warning("the database is away", extra={"error": type(error.orig).__name__})
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LOOK_AGAIN_S)
+
+    return until_done
+
+
 @DBOS.step(name="turn")
+@lasting
 async def turn_step(execution_id: str, number: int, text: str) -> dict[str, Any]:
     """Have the agent do one turn."""
     return await desk().turn(execution_id, number, text)
 
 
 @DBOS.step(name="ask")
+@lasting
 async def ask_step(execution_id: str, number: int, ask: dict[str, Any]) -> dict[str, Any]:
     """Ask the person what the agent wants to know."""
     return await desk().ask(execution_id, number, ask)
 
 
 @DBOS.step(name="answer")
+@lasting
 async def answer_step(execution_id: str, question_id: str) -> dict[str, Any]:
     """Look how the question ended."""
     return await desk().answer(execution_id, question_id)
 
 
 @DBOS.step(name="end")
+@lasting
 async def end_step(execution_id: str, state: str, values: dict[str, Any]) -> None:
     """Give it its end."""
     await desk().end(execution_id, State(state), **values)
@@ -358,13 +388,17 @@ class Executions:
                     raise asyncio.CancelledError
                 if done:
                     return None if running.cancelled() else running.result()
-                if State((await self.get(execution_id)).state) in FINAL:
+                if await self._over(execution_id):
                     stop.set()
                     return None
         finally:
             if not running.done():
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
+
+    @lasting
+    async def _over(self, execution_id: str) -> bool:
+        return State((await self.get(execution_id)).state) in FINAL
 
     async def _output_of(self, execution_id: str, number: int) -> str | None:
         async with self._storage.reading() as session:
@@ -393,6 +427,7 @@ class Executions:
         await self._tell()
         return attempts
 
+    @lasting  # by itself: a turn that was done must not be done again because it could not be written down
     async def _finished(self, execution_id: str, number: int, output: str) -> None:
         async with self._storage.writing() as session:
             await session.execute(

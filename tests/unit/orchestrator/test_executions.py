@@ -16,7 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
-from orchestrator.storage import migrate
+from dbos import DBOS
+from orchestrator.storage import Storage, migrate
+from sqlalchemy.exc import OperationalError
+
+from orchestrator import executions
 
 from .conftest import asking
 from .people import Inbox, ntfy
@@ -71,6 +75,38 @@ async def test_an_instruction_is_carried_out(client: httpx.AsyncClient, shop: Wo
     [run] = shop.runs()
     assert run["text"].startswith("Clean up.\n\n---\n")
     assert run["session"] == execution
+
+
+async def test_whichever_access_to_the_database_fails_the_execution_comes_to_its_end(
+    client: httpx.AsyncClient, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each access by a step fails once, one per execution; every turn is done once all the same."""
+    monkeypatch.setattr(executions, "LOOK_AGAIN_S", 0.2)
+    accesses, failing = 0, 0
+
+    def flaky(access: Any) -> Any:
+        def fails_once(storage: Storage) -> Any:
+            nonlocal accesses
+            if DBOS.workflow_id is not None:
+                accesses += 1
+                if accesses == failing:
+                    raise OperationalError("", {}, ConnectionError("terminating connection"))
+            return access(storage)
+
+        return fails_once
+
+    monkeypatch.setattr(Storage, "reading", flaky(Storage.reading))
+    monkeypatch.setattr(Storage, "writing", flaky(Storage.writing))
+    while failing <= accesses:
+        accesses, failing = 0, failing + 1
+        shop.plan({"ask": {"question": "Go on?"}}, {"say": "Done."})
+        execution = await hand_over(client, key=str(failing))
+        waiting = await until(client, execution, "waiting_for_input")
+        path = f"/api/questions/{waiting['question_id']}/answer"
+        assert (await client.post(path, json={"text": "Yes.", "idempotency_key": "y"})).status_code == 200
+        assert (await until(client, execution, "completed"))["result"] == "Done."
+        assert [run["text"] for run in shop.runs() if run["session"] == execution][1:] == ["Yes."]
+    assert failing > 8
 
 
 async def test_it_asks_waits_and_goes_on_with_the_answer_alone(
