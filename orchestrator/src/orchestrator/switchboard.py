@@ -275,8 +275,12 @@ class Switchboard:
         """Bring the calls into agreement with what the engines carry; call who is next."""
         self.ledger.see(engines, moment if seen_at is None else seen_at)
         by_number = {engine.number: engine for engine in engines}
+        carrying = {name: engine.number for engine in engines if engine.told for name in engine.told.calls}
         attached = {call.peer for call in self.calls.values() if call.peer is not None}
         for call in list(self.calls.values()):
+            if call.state in (State.WAITING, State.CALLED) and call.id in carrying:
+                # We were killed between letting it in and writing that down.
+                call.state, call.engine, call.told = State.CONNECTING, carrying[call.id], None
             if call.state in (State.CONNECTING, State.TALKING):
                 self._follow(
                     call, by_number.get(call.engine if call.engine is not None else -1), attached, moment
@@ -339,6 +343,11 @@ class Switchboard:
         """Return how many slots are kept for calls that were called and are on their way."""
         return sum(1 for call in self.calls.values() if call.state is State.CALLED and call is not but)
 
+    @staticmethod
+    def _is_there(call: Call, moment: float) -> bool:
+        """Say whether its page would hear that it is called, as far as one can tell."""
+        return bool(call.listeners) or moment - call.heard < PRESENT_S
+
     def _queue(self) -> list[Waiting]:
         moment = self.clock()
         return line_up(
@@ -346,7 +355,7 @@ class Switchboard:
                 call.id,
                 call.priority,
                 call.number,
-                bool(call.listeners) or moment - call.heard < PRESENT_S,
+                self._is_there(call, moment),
                 call.missed,
                 call.not_before,
             )
@@ -392,7 +401,11 @@ class Switchboard:
                 raise
         call.heard = moment
         ahead = any(
-            other.state is State.WAITING and other is not call and other.number < call.number
+            other.state is State.WAITING
+            and other is not call
+            and other.number < call.number
+            and other.not_before <= moment  # who is passed over does not stand in the way
+            and self._is_there(other, moment)
             for other in self.calls.values()
         )
         if call.state is State.WAITING and (not ahead or call.priority):
@@ -410,7 +423,7 @@ class Switchboard:
             for other in self.calls.values()
             if other.state is State.WAITING
             and (-other.priority, other.number) < (-call.priority, call.number)
-            and (other.listeners or moment - other.heard < PRESENT_S)
+            and self._is_there(other, moment)
         )
         call.told = (ahead + 1, estimate_s(ahead + 1, self.slots, self.lengths))
         call.log.say("waiting", {"position": call.told[0], "estimated_wait_s": call.told[1]})

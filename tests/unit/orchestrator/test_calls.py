@@ -140,6 +140,25 @@ async def test_who_does_not_come_is_passed_over_and_called_again(
         assert (asleep.state, other.state) == (State.CALLED, State.WAITING)
 
 
+@pytest.mark.parametrize("sleeps", ["passed over", "gone"])
+async def test_who_sleeps_does_not_stand_in_the_way_of_who_asks(
+    around: Any, storage: Storage, kernel: Kernel, clock: Clock, sleeps: str
+) -> None:
+    async with board(around, storage) as b:
+        asleep = await ask(b)
+        if sleeps == "passed over":
+            kernel.listen(8999)
+            await b.look()
+            asleep.listeners = 1
+            clock.now += CALLED_S + 0.1
+            await b.look()
+        else:
+            clock.now += 60
+            kernel.listen(8999)
+        assert asleep.state is State.WAITING
+        assert (await ask(b)).state is State.CALLED  # at once, with the answer
+
+
 async def test_a_page_that_went_away_keeps_its_place_for_a_while(
     around: Any, storage: Storage, kernel: Kernel, clock: Clock
 ) -> None:
@@ -320,6 +339,16 @@ async def test_a_restart_keeps_the_queue_and_finds_the_calls(
         await b.look()
         states = [b.calls[c.id].state for c in (talks, waits, waits_too)]
         assert states == [State.ENDED, State.CALLED, State.WAITING]
+
+
+async def test_a_call_that_was_let_in_just_before_a_kill_goes_on(around: Any, storage: Storage) -> None:
+    async with board(around, storage) as b:
+        call = await ask(b)  # all that was written down: it waits
+    async with board(around, storage) as b:
+        found = b.calls[call.id]
+        assert found.state is State.WAITING
+        b.settle([duplex(1, slots=2, calls={call.id})], b.clock())
+        assert (found.state, found.engine, kinds(found)[-1]) == (State.TALKING, 1, "began")
 
 
 async def test_a_call_that_ended_while_nobody_looked_has_ended(
