@@ -102,7 +102,7 @@ lint: .venv/.ready page-packages  ## ansible-lint (production), yamllint, ruff, 
 
 .PHONY: unit
 unit: .venv/.ready page-packages speech database names  ## tests that need neither a host nor torch
-	pytest tests/unit tests/roles
+	pytest tests/unit tests/roles -n 3 --dist worksteal
 	cd client && npm test --silent
 
 .PHONY: engine
@@ -110,10 +110,11 @@ engine: .venv-engine/.ready  ## tests that need torch: kyutai's real moshi.serve
 	.venv-engine/bin/python -m pytest tests/engine tests/duplex
 
 .PHONY: soak
-soak: .venv-engine/.ready browser page-packages database  ## ten thousand calls, an hour of words, an hour's call in a browser, 200 random kills: nothing of them may stay, or be lost
+soak: .venv-engine/.ready browser page-packages database  ## ten thousand calls, an hour of words, an hour's call in a browser, 200 random kills: nothing of them may stay, or be lost; 5,000 random inputs for each rule
 	SOAK=10000 .venv-engine/bin/python -m pytest tests/duplex/test_server.py -k leave_nothing_behind --timeout 7200
 	SOAK_MINUTES=60 .venv-engine/bin/python -m pytest tests/duplex/test_words.py -k grows_nothing --timeout 7200
 	HOTLINE_CALL_S=3600 pytest tests/e2e/browser/test_endurance.py
+	pytest tests/unit tests/roles -n 3 -m hypothesis --hypothesis-profile soak --timeout 7200
 	KILLS=200 pytest -s tests/unit/orchestrator/test_kills.py --timeout 7200
 
 .PHONY: words

@@ -470,7 +470,7 @@ async def test_whatever_one_caller_sends_no_slot_sticks_and_no_neighbour_is_dist
     )
 
     @hypothesis.given(strategies.lists(strategies.one_of(piece, mangled), max_size=8))
-    @hypothesis.settings(max_examples=25, deadline=None, database=None)
+    @hypothesis.settings(max_examples=25, database=None)
     def collect(batch: list[bytes]) -> None:
         messages.append(batch)
 

@@ -227,7 +227,7 @@ def test_a_server_without_ranges_sends_it_all_again(tmp_path: Path, hub: Hub, wa
     assert_whole(tmp_path, fetch(tmp_path, hub, waits), hub)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(breaks=st.lists(st.integers(0, 250_000), max_size=6), ranges=st.booleans())
 def test_wherever_it_breaks_the_content_is_right(
     tmp_path_factory: pytest.TempPathFactory, hub: Hub, waits: Waits, breaks: list[int], ranges: bool

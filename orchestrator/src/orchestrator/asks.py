@@ -133,7 +133,7 @@ def read_output(output: str, key: str) -> Completed | Asks | Malformed:
     lines = output.replace("\r\n", "\n").split("\n")
     opened = [number for number, line in enumerate(lines) if line.rstrip() == opening(key)]
     if not opened:
-        return Completed(output.strip())
+        return Completed("\n".join(lines).strip())
     if len(opened) > 1:
         return Malformed("The agent opened more than one block; one question at a time can be asked.")
     closed = [n for n, line in enumerate(lines) if n > opened[0] and line.rstrip() == CLOSING]

@@ -45,7 +45,6 @@ def engine(
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_without_losses_every_answer_is_paired_exactly_however_late_it_is(data: st.DataObject) -> None:
     frames = data.draw(st.integers(2, 60))
     lag = data.draw(st.integers(0, min(3, frames - 1)))
@@ -58,7 +57,6 @@ def test_without_losses_every_answer_is_paired_exactly_however_late_it_is(data: 
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_skipped_frames_are_found_where_they_are(data: st.DataObject) -> None:
     frames = data.draw(st.integers(4, 60))
     lag = data.draw(st.integers(0, 2))
@@ -71,7 +69,6 @@ def test_skipped_frames_are_found_where_they_are(data: st.DataObject) -> None:
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_no_answer_is_ever_paired_with_a_frame_that_was_sent_after_it(data: st.DataObject) -> None:
     frames = data.draw(st.integers(1, 40))
     sent = clock(frames)
@@ -131,7 +128,7 @@ def test_nothing_heard_is_nothing_paired() -> None:
 
 
 @given(st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_messages_lost_on_the_way_are_named_by_the_hole_they_leave(data: st.DataObject) -> None:
     """But for those before the first that came: nobody knows where the stream began."""
     lost = data.draw(st.sets(st.integers(1, len(MESSAGES) - 2), max_size=10))
@@ -142,7 +139,7 @@ def test_messages_lost_on_the_way_are_named_by_the_hole_they_leave(data: st.Data
 
 
 @given(st.lists(st.integers(0, sum(map(len, MESSAGES))), max_size=80))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_frames_do_not_depend_on_how_messages_were_cut(cuts: list[int]) -> None:
     whole = b"".join(MESSAGES)
     edges = sorted({0, len(whole), *cuts})

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import sphn
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from caller.ogg import OggError, PageReader, packet_samples
@@ -31,7 +31,6 @@ def test_sphn_writes_two_pages_of_40_ms_per_frame_and_the_headers_first() -> Non
 
 
 @given(st.lists(st.integers(1, 2000), max_size=30))
-@settings(deadline=None)
 def test_a_stream_cut_anywhere_gives_the_same_pages(cuts: list[int]) -> None:
     whole = b"".join(STREAM)
     edges = sorted({min(cut, len(whole)) for cut in cuts} | {0, len(whole)})
@@ -63,7 +62,6 @@ def test_garbage_between_pages_is_found_where_it_stands() -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None)
 def test_no_bytes_make_it_fail_otherwise(data: bytes) -> None:
     try:
         for page in PageReader().feed(data, 0.0):

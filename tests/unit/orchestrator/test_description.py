@@ -139,8 +139,6 @@ turns = count()
 @DESCRIPTION.parametrize()
 @settings(
     max_examples=EXAMPLES,
-    derandomize=True,
-    deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
