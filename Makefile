@@ -133,7 +133,8 @@ molecule: hosts lanes .venv/.ready page-packages  ## check, converge, idempotenc
 
 .PHONY: e2e
 e2e: hosts browser .venv/.ready page-packages  ## site.yml on a bare host, then a real browser talks
-	pytest tests/e2e --timeout 1500
+	pytest tests/e2e/browser -n 2 --dist loadfile
+	pytest tests/e2e --ignore tests/e2e/browser --timeout 1500
 
 .PHONY: clean
 clean:  ## remove what the targets above made in this folder; hosts and caches of the machine stay
