@@ -209,7 +209,7 @@ class OpenClaw:
 def agents_of(settings: Settings) -> dict[str, Agent]:
     """Return the agents of this line by name; the first is the one that is asked when nobody says which."""
     agents: list[Agent] = []
-    if settings.moltbot_token.get_secret_value():
+    if settings.moltbot_agent and settings.moltbot_token.get_secret_value():
         agents.append(OpenClaw(settings.moltbot_url, settings.moltbot_token.get_secret_value()))
     if settings.agent_socket:
         agents.append(Command(Path(settings.agent_socket)))

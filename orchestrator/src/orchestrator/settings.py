@@ -267,12 +267,17 @@ class Settings(BaseSettings):
     moltbot_url: Annotated[str, AfterValidator(gateway_of)] = Field(
         default="http://127.0.0.1:18789",
         description="OpenClaw's gateway, on this machine",
-        json_schema_extra={"ansible": ""},
+        json_schema_extra={"ansible": "moltbot_port"},
     )
     moltbot_token: SecretStr = Field(
         default=SecretStr(""),
         description="the gateway's token; without one OpenClaw is not used",
-        json_schema_extra={"ansible": ""},
+        json_schema_extra={"ansible": "moltbot_enabled"},
+    )
+    moltbot_agent: bool = Field(
+        default=True,
+        description="whether OpenClaw carries out instructions; without a model it only brings messages",
+        json_schema_extra={"ansible": "moltbot_model"},
     )
     transcript_retention_days: Annotated[int, Field(ge=0, le=3650)] = Field(
         default=30,

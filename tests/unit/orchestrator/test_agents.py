@@ -95,3 +95,5 @@ def test_the_agents_of_a_line() -> None:
     assert list(agents_of(settings())) == []
     both = settings(moltbot_token=TOKEN, agent_socket="/run/hotline/agent.sock")
     assert list(agents_of(both)) == ["openclaw", "command"]
+    only_messages = settings(moltbot_token=TOKEN, moltbot_agent=False, agent_socket="/run/hotline/agent.sock")
+    assert list(agents_of(only_messages)) == ["command"]
