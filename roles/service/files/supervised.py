@@ -358,7 +358,7 @@ def attend(name: str, unit: Unit, environment: Mapping[str, str], watch: Watch) 
     """Start the service and stay with it to its end; how it ended."""
     words = [w if unit.literal else expand(w, unit.instance, environment) for w in unit.command]
     if shutil.which(words[0]) is None:
-        print(f"{words[0]} is not there or cannot be run", flush=True)
+        print(f"{words[0]} is not there or cannot be run", file=sys.stderr, flush=True)
         return {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": str(CANNOT_EXECUTE)}
     main = spawn([*without_privileges(unit), *words], unit, environment)
     port = expand(unit.ready_port, unit.instance, environment)
@@ -386,7 +386,7 @@ def run(name: str) -> int:
     try:
         unit = load(name)
     except SupervisedError as error:
-        print(error, flush=True)
+        print(error, file=sys.stderr, flush=True)
         return STAY_DOWN
     if unit.socket:
         return listen(name, unit, watch)
@@ -400,6 +400,7 @@ def run(name: str) -> int:
         print(
             f"{name} was started {unit.failures_max} times within {unit.failures_window_s:g} s and stays "
             f"down. Mend the reason above, then: supervised reset {name}; supervised start {name}",
+            file=sys.stderr,
             flush=True,
         )
         tell(name, unit, "failed", result="start-limit-hit")
@@ -417,12 +418,12 @@ def run(name: str) -> int:
         tell(name, unit, "deactivating", result="" if watch.asked_to_stop else ended["SERVICE_RESULT"])
         after(unit, environment | ended, watch)
     except (OSError, ValueError, LookupError, SupervisedError) as error:
-        print(f"{name}: {error}", flush=True)
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
         ended = {"SERVICE_RESULT": "resources"}
     finally:
         shutil.rmtree(own_tmp, ignore_errors=True)
     if not watch.asked_to_stop:
-        print(f"{name} ended: {', '.join(ended.values())}", flush=True)
+        print(f"{name} ended: {', '.join(ended.values())}", file=sys.stderr, flush=True)
         tell(name, unit, "activating", result=ended["SERVICE_RESULT"])
         deadline = time.monotonic() + unit.restart_delay_s
         while not watch.asked_to_stop and time.monotonic() < deadline:
