@@ -126,6 +126,16 @@ def test_it_runs_as_its_own_user_on_loopback_only(host):
     assert not host.socket(f"tcp://0.0.0.0:{PORT}").is_listening
 
 
+def test_its_exposure_is_2_0_or_better_though_it_may_call_openat2(host):
+    scored = host.run(
+        "systemd-analyze security --offline=true --threshold=20 /etc/systemd/system/moltbot.service"
+    )
+    assert scored.rc == 0, scored.stdout[-400:]
+    # A setuid file of its own would be of use to nobody: none but it and root enters its folder.
+    assert host.file(STATE).mode == 0o750
+    assert host.file(STATE).user == host.file(STATE).group == "moltbot"
+
+
 def test_its_settings_are_roots_and_name_no_secret(host):
     config = host.file("/etc/hotline/moltbot.json")
     assert (config.user, config.group, config.mode) == ("root", "moltbot", 0o640)
