@@ -86,11 +86,14 @@ _, what, *rest = sys.argv[1:]
 if what == "list":
     print(json.dumps({"jobs": jobs}))
 elif what == "add":
+    announce = rest.pop() == "--announce"
+    rest.remove("--json")
     o = dict(zip(rest[::2], rest[1::2]))
     jobs = [job for job in jobs if job.get("declarationKey") != o["--declaration-key"]]
     jobs.append({"id": "job-" + o["--name"], "declarationKey": o["--declaration-key"], "name": o["--name"],
                  "schedule": {"kind": "cron", "expr": o["--cron"], "tz": o["--tz"]},
-                 "payload": {"kind": "agentTurn", "message": o["--message"]}})
+                 "payload": {"kind": "agentTurn", "message": o["--message"]},
+                 "delivery": {"mode": "announce", "to": o["--to"]} if announce else {"mode": "none"}})
     print("a word of warning\\n" + json.dumps(jobs[-1]))
 elif what == "rm":
     jobs = [job for job in jobs if job["id"] != rest[0]]
@@ -113,7 +116,13 @@ def declare(folder: Path, *schedules: dict[str, str]) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-EVENING = {"name": "evening", "cron": "0 20 * * *", "timezone": "Europe/Berlin", "message": "Say good night."}
+EVENING = {
+    "name": "evening",
+    "cron": "0 20 * * *",
+    "timezone": "Europe/Berlin",
+    "message": "Say good night.",
+    "to": "+4915112345",
+}
 
 
 def test_schedules_are_declared_once_changed_and_taken_back(tmp_path: Path) -> None:
@@ -123,6 +132,8 @@ def test_schedules_are_declared_once_changed_and_taken_back(tmp_path: Path) -> N
     assert declare(tmp_path, EVENING) == {"changed": [], "removed": []}
     later = EVENING | {"cron": "0 21 * * *"}
     assert declare(tmp_path, later) == {"changed": ["evening"], "removed": []}
+    assert declare(tmp_path, later | {"to": ""}) == {"changed": ["evening"], "removed": []}
+    assert declare(tmp_path, later | {"to": ""}) == {"changed": [], "removed": []}
     assert declare(tmp_path) == {"changed": [], "removed": ["evening"]}
     assert json.loads((tmp_path / "store").read_text()) == others
 

@@ -2,7 +2,8 @@
 
 ``declare_schedules.py OPENCLAW…``, given the wanted schedules as JSON, prints which were made or changed, and
 which of earlier declarations were taken back. Those that the agent or the person made have no key of ours and
-stay.
+stay. What a run says in the end is sent to the WhatsApp number ``to``; without one it is sent to nobody:
+OpenClaw would look for a chat to answer in, and call the run failed when there was none.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ def openclaw(*arguments: str) -> Any:
 
 def is_as_wanted(job: dict[str, Any], wanted: dict[str, str]) -> bool:
     """Say whether a job is what was asked for."""
-    schedule, payload = job.get("schedule", {}), job.get("payload", {})
-    return (schedule.get("expr"), schedule.get("tz"), payload.get("message")) == (
+    schedule, payload, delivery = job.get("schedule", {}), job.get("payload", {}), job.get("delivery", {})
+    return (schedule.get("expr"), schedule.get("tz"), payload.get("message"), delivery.get("to", "")) == (
         wanted["cron"],
         wanted["timezone"],
         wanted["message"],
-    )
+        wanted["to"],
+    ) and delivery.get("mode") == ("announce" if wanted["to"] else "none")
 
 
 def main() -> None:
@@ -45,9 +47,12 @@ def main() -> None:
     for key, one in wanted.items():
         if key in ours and is_as_wanted(ours[key], one):
             continue
+        deliver = (
+            ["--channel", "whatsapp", "--to", one["to"], "--announce"] if one["to"] else ["--no-deliver"]
+        )
         openclaw(
             "cron", "add", "--declaration-key", key, "--name", one["name"], "--cron", one["cron"],
-            "--tz", one["timezone"], "--message", one["message"], "--json",
+            "--tz", one["timezone"], "--message", one["message"], "--json", *deliver,
         )  # fmt: skip
         changed.append(one["name"])
     for key in ours.keys() - wanted.keys():
