@@ -6,6 +6,7 @@ It talks to stand_ins.py, a model's server on loopback that speaks OpenAI's chat
 import json
 import re
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,18 @@ STATE = "/var/lib/hotline/moltbot"
 SEND = {"action": "send", "channel": "whatsapp", "target": "+491701234567", "message": "Hello"}
 # A turn takes seconds, and a minute on a machine that does other things as well.
 TURN_S = 180
+# Debian's cloud images have Python, but not always curl.
+ASK = """
+import sys, urllib.error, urllib.request
+url, token, body = sys.argv[1:]
+headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+request = urllib.request.Request(url, body.encode() or None, headers)
+try:
+    answer = urllib.request.urlopen(request, timeout=120)
+except urllib.error.HTTPError as error:
+    answer = error
+print(answer.status, answer.read().decode(), sep="\\n")
+"""
 
 
 def journal(host):
@@ -30,14 +43,8 @@ def secret(host, unit, name):
 
 def ask(host, port, path, body=None, token=""):
     """Ask a server on the host: (status, what it answered as JSON, or as text when it is none)."""
-    done = host.run(
-        "curl -s -m 120 -w '\\n%%{http_code}' -H %s -H 'Content-Type: application/json' %s http://127.0.0.1:%s%s",
-        f"Authorization: Bearer {token}",
-        "-XGET" if body is None else f"-d{json.dumps(body)}",
-        str(port),
-        path,
-    )
-    text, _, status = done.stdout.rpartition("\n")
+    url, said = f"http://127.0.0.1:{port}{path}", "" if body is None else json.dumps(body)
+    status, _, text = host.check_output("python3 -c %s %s %s %s", ASK, url, token, said).partition("\n")
     try:
         return int(status), json.loads(text)
     except ValueError:
@@ -88,7 +95,7 @@ def until(host, holds):
 
 
 def hand_over(line, instruction):
-    return line("/api/executions", {"instruction": instruction, "idempotency_key": instruction})["id"]
+    return line("/api/executions", {"instruction": instruction, "idempotency_key": str(uuid.uuid4())})["id"]
 
 
 def asked_by(host, line, context):
@@ -165,14 +172,13 @@ def test_the_agent_is_told_about_this_node_and_has_the_operators_skill(host):
         assert host.file(f"{STATE}/workspace/skills/{skill}/SKILL.md").user == "moltbot"
 
 
-def test_its_schedules_have_their_zones(host):
+def test_its_schedules_have_their_zones_and_know_whom_to_tell(host):
     jobs = json.loads(host.check_output("openclaw cron list --all --json"))["jobs"]
-    zones = {
-        job["name"]: job["schedule"]["tz"]
-        for job in jobs
-        if job.get("declarationKey", "").startswith("hotline:")
-    }
+    ours = {job["name"]: job for job in jobs if job.get("declarationKey", "").startswith("hotline:")}
+    zones = {name: job["schedule"]["tz"] for name, job in ours.items()}
     assert zones == {"hotline-health": "Europe/Berlin", "evening": "America/Lima"}
+    assert ours["hotline-health"]["delivery"]["mode"] == "none"
+    assert ours["evening"]["delivery"]["to"] == "+491701234567"
 
 
 # ----------------------------------------------------------------------------------------------- who may what
