@@ -36,6 +36,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from orchestrator import asks, tables
 from orchestrator.agents import Agent, AgentError, Turn
@@ -92,6 +93,17 @@ class NoAgentError(Exception):
     """There is no such agent, or none at all."""
 
 
+BROKEN = (
+    "The line broke while it carried this out ({error}), which is a fault of the line's, not of the "
+    "instruction's. Mend: look at hotline logs orchestrator, then hand it over again."
+)
+
+
+def failed(why: str, **values: Any) -> dict[str, Any]:
+    """Return an end that is no success."""
+    return {"end": State.FAILED.value, "values": {"error": why, **values}}
+
+
 def first_words(instruction: str, ask_token: str) -> str:
     """Return what an agent is told first."""
     return f"{instruction}\n\n---\n{how_to_ask(ask_token)}"
@@ -123,8 +135,10 @@ def lasting(work: Work[P, R]) -> Work[P, R]:
         while True:
             try:
                 return await work(*arguments, **named)
-            except (OperationalError, InterfaceError) as error:
-                log.warning("the database is away", extra={"error": type(error.orig).__name__})
+            except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+                # Not the error's own text, which has the statement with its values.
+                why = str(getattr(error, "orig", None) or error)[:300]
+                log.warning("the database is away", extra={"error": why})
             await asyncio.sleep(pause)
             pause = min(2 * pause, LOOK_AGAIN_S)
 
@@ -161,20 +175,28 @@ async def end_step(execution_id: str, state: str, values: dict[str, Any]) -> Non
 
 @DBOS.workflow(name="execution")
 async def carry(execution_id: str, text: str) -> None:
-    """Carry one instruction to its end."""
+    """Carry one instruction to its end, whatever breaks on the way."""
+    try:
+        ended = await turns(execution_id, text)
+    except Exception as error:
+        log.exception("an execution broke", extra={"execution": execution_id})
+        ended = failed(BROKEN.format(error=type(error).__name__))
+    await end_step(execution_id, ended["end"], ended["values"])
+
+
+async def turns(execution_id: str, text: str) -> dict[str, Any]:
+    """Do turn after turn; return the end."""
     for number in range(1, TURNS + 1):
         done = await turn_step(execution_id, number, text)
         if "end" in done:
-            await end_step(execution_id, done["end"], done["values"])
-            return
+            return done
         asked = await ask_step(execution_id, number, done["ask"])
         await DBOS.recv_async(topic=asked["id"], timeout_seconds=asked["seconds"])
-        ended = await answer_step(execution_id, asked["id"])
-        if "end" in ended:
-            await end_step(execution_id, ended["end"], ended["values"])
-            return
-        text = ended["text"]
-    await end_step(execution_id, State.FAILED.value, {"error": f"It has asked {TURNS} times."})
+        answered = await answer_step(execution_id, asked["id"])
+        if "end" in answered:
+            return answered
+        text = answered["text"]
+    return failed(f"It has asked {TURNS} times.")
 
 
 # -------------------------------------------------------------------------------- executions
@@ -350,7 +372,7 @@ class Executions:
             agent = self._agents.get(row.agent)
             if agent is None:
                 why = f"There is no agent {row.agent} any more on this line."
-                return {"end": State.FAILED.value, "values": {"error": why}}
+                return failed(why)
             async with self._room:
                 attempt = await self._begun(execution_id, number, text)
                 if attempt is None:
@@ -363,7 +385,7 @@ class Executions:
                 try:
                     output = await self._watched(execution_id, running, stop)
                 except AgentError as error:
-                    return {"end": State.FAILED.value, "values": {"error": str(error)}}
+                    return failed(str(error))
                 finally:
                     self._running.pop(execution_id, None)
             if output is None:
@@ -374,7 +396,7 @@ class Executions:
             return {"ask": read.ask.model_dump(mode="json")}
         if isinstance(read, asks.Malformed):
             why = f"The agent wanted to ask something and did not say it as it was told: {read.why}"
-            return {"end": State.FAILED.value, "values": {"error": why, "result": shortened(output)}}
+            return failed(why, result=shortened(output))
         return {"end": State.COMPLETED.value, "values": {"result": shortened(read.result)}}
 
     async def _watched(

@@ -109,6 +109,23 @@ async def test_whichever_access_to_the_database_fails_the_execution_comes_to_its
     assert failing > 8
 
 
+@pytest.mark.parametrize("step", ["turn", "ask", "answer"])
+async def test_a_fault_of_the_lines_own_ends_it_as_failed_and_says_so(
+    client: httpx.AsyncClient, shop: Workshop, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    async def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(executions.Executions, step, broken)
+    shop.plan({"ask": {"question": "Go on?"}}, {"say": "Done."})
+    execution = await hand_over(client)
+    if step == "answer":
+        waiting = await until(client, execution, "waiting_for_input")
+        await client.post(f"/api/questions/{waiting['question_id']}/answer", json={"text": "Yes."})
+    failed = await until(client, execution, "failed")
+    assert "ZeroDivisionError" in failed["error"] and "hotline logs orchestrator" in failed["error"]
+
+
 async def test_it_asks_waits_and_goes_on_with_the_answer_alone(
     client: httpx.AsyncClient, shop: Workshop
 ) -> None:
