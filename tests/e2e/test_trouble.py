@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -209,3 +211,35 @@ def test_uninstalling_leaves_nothing_and_installing_again_works(line: Line) -> N
     assert back.status == 0, back.output[-4000:]
     assert f"{line.url}/#t=" in back.output, "a line without a link gets its first one"
     line.await_health("ok")
+
+
+@pytest.mark.timeout(1500)  # a whole first run
+def test_a_lost_host_comes_back_from_its_backup_with_its_question_links_and_certificate(
+    line: Line, tmp_path: Path
+) -> None:
+    link, question = line.link, "Delete the old backups?"
+    asked = json.loads(line.run(f"hotline --json ask --no-wait '{question}' || test $? = 3"))
+    calls = line.hotline("calls")
+    identity = "cat /etc/hotline/secrets/orchestrator.env /etc/hotline/tls/fullchain.pem | sha256sum"
+    before = line.run(identity)
+    saved = line.play("playbooks/backup.yml", backup_dir=str(tmp_path))
+    assert saved.status == 0, saved.output[-4000:]
+    [archive] = tmp_path.glob("*.hotline")
+    assert archive.stat().st_mode & 0o777 == 0o600
+
+    line.kit("destroy", line.name)
+    line.kit("create", line.name, "--owner", str(os.getpid()))
+    assert "hotline" not in line.run("ls /etc /opt /var/lib")
+    restored = line.play("playbooks/restore.yml", restore_from=str(archive))
+    assert restored.status == 0, restored.output[-8000:]
+    assert "#t=" not in restored.output, "it has its links, and needs no first one"
+    line.await_health("ok")
+
+    assert line.run(identity) == before
+    [found] = line.hotline("questions", "--state", "open")
+    assert (found["id"], found["question"]) == (asked["id"], question)
+    assert {one["id"] for one in calls} <= {one["id"] for one in line.hotline("calls")}
+    status, report = line.speak(link)  # which was given away before the loss
+    assert status == 0, report
+    again = line.play()
+    assert (again.status, again.changed) == (0, 0), again.output[-4000:]
