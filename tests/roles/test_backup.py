@@ -1,7 +1,8 @@
 """A node is lost, another gets its backup: what was open is open. The playbooks, on two roots of a machine.
 
 Each node is a mount namespace with its own /etc, /var/lib and /var/tmp, in which Ansible works with a local
-connection and the real orchestrator runs on what is there. site.yml, the end of restore.yml, is not run.
+connection and the real orchestrator runs on what is there. site.yml, the end of restore.yml, is not run here;
+tests/e2e/test_trouble.py loses a whole host.
 """
 
 from __future__ import annotations
