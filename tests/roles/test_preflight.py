@@ -140,10 +140,13 @@ def test_another_processor_is_refused() -> None:
     assert mend == "take an x86-64 machine"
 
 
-def test_no_systemd_is_said_clearly() -> None:
-    fault, mend = only(faults(seen(pid1="supervisord"), machine={"service_mgr": "supervisord"}))
-    assert fault.startswith("there is no systemd: PID 1 is supervisord")
-    assert "vms_enabled" in mend
+def test_without_systemd_it_is_said_once_what_is_lost() -> None:
+    machine = {**MACHINE, "service_mgr": "bash"}
+    verdict = judge(seen(pid1="bash"), machine, gpu(), SETTINGS, specs=SPECS)
+    assert verdict["faults"] == []
+    (note,) = verdict["notes"]
+    assert note.startswith("there is no systemd (PID 1 is bash)")
+    assert "supervised boot" in note
 
 
 def test_without_root_nothing_can_be_installed() -> None:
@@ -675,7 +678,7 @@ def test_apts_sources_must_be_reachable_before_the_first_installation() -> None:
 def test_all_faults_are_told_together_each_with_its_mend() -> None:
     found = judge(
         seen(ports=[held(8998)], memory_mib=2_000),
-        {**MACHINE, "service_mgr": "runit"},
+        {**MACHINE, "version": "11"},
         gpu("NVIDIA GeForce RTX 3070", 8_192),
         {**SETTINGS, "moshi_voice": "moshi"},
         specs=SPECS,

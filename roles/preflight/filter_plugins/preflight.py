@@ -162,7 +162,7 @@ def settings_wise(settings: Settings) -> Iterator[Fault]:
 
 
 def system(machine: dict[str, Any], probe: dict[str, Any]) -> Iterator[Fault]:
-    """Operating system, service manager, rights, Python, clock."""
+    """Operating system, rights, Python, clock."""
     name, version = machine.get("distribution", "unknown"), str(machine.get("version", ""))
     if not any(version == known or version.startswith(known + ".") for known in SUPPORTED.get(name, ())):
         yield Fault(
@@ -173,15 +173,6 @@ def system(machine: dict[str, Any], probe: dict[str, Any]) -> Iterator[Fault]:
         yield Fault(
             f"the processor is {machine.get('architecture')}, the locked packages are for x86-64",
             "take an x86-64 machine",
-        )
-    if machine.get("service_mgr") != "systemd":
-        yield Fault(
-            f"there is no systemd: PID 1 is {probe.get('pid1') or machine.get('service_mgr')}, so nothing "
-            "would "
-            "start, restart or confine the line's services",
-            "take a virtual or a real machine instead of a container (on Vast an offer with vms_enabled and "
-            "a "
-            "docker.io/vastai/kvm image)",
         )
     if probe.get("effective_user") != 0:
         yield Fault(
@@ -208,6 +199,20 @@ def system(machine: dict[str, Any], probe: dict[str, Any]) -> Iterator[Fault]:
             "and tokens would be not valid yet or expired",
             "set the clock: timedatectl set-ntp true (or set the controller's, if that one is wrong)",
         )
+
+
+def confinement(machine: dict[str, Any], probe: dict[str, Any]) -> Iterator[str]:
+    """What is lost where supervisord has to keep the services."""
+    if machine.get("service_mgr") == "systemd":
+        return
+    yield (
+        f"there is no systemd (PID 1 is {probe.get('pid1') or machine.get('service_mgr')}): supervisord "
+        "keeps the services. Each has its own user, no privileges and none to gain, its limits and its "
+        "breaker as everywhere. Lost is what a container cannot give: a file system, devices and addresses "
+        "of its own, and the filter of system calls; a virtual machine with systemd has them. The "
+        "container's start command has to call `supervised boot` (docs/deployment.md), or the line stays "
+        "down when the container is started again"
+    )
 
 
 def memory(settings: Settings, probe: dict[str, Any]) -> Iterator[Fault]:
@@ -549,6 +554,7 @@ def judge(
     return {
         "faults": [fault._asdict() for fault in faults],
         "notes": [
+            *confinement(machine, probe),
             *words(settings, probe.get("cores"), len(engines or [0])),
             *notes(settings, gpu.get("gpus") or [], unknown, known),
         ],

@@ -80,6 +80,7 @@ options:
 author: the Hotline authors
 """
 
+SUPERVISED = "/opt/hotline/bin/supervised.py"  # role service, where there is no systemd
 LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 SCRIPT_TIMEOUT_S = 60
 READ_ONLY, NOEXEC = os.ST_RDONLY, os.ST_NOEXEC
@@ -171,12 +172,19 @@ def user_name(number: int) -> str:
 
 
 def unit_of(pid: str) -> str | None:
-    """The systemd service that the process runs in."""
+    """The service that the process runs in: of systemd by its cgroup, of supervised.py by who started it."""
     try:
         found = re.findall(r"/([^/\n]+\.service)", Path("/proc", pid, "cgroup").read_text())
-    except OSError:
-        return None
-    return found[-1].replace("\\x2d", "-") if found else None
+        if found:
+            return found[-1].replace("\\x2d", "-")
+        while pid not in ("0", "1"):
+            words = Path("/proc", pid, "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if len(words) > 3 and words[1:3] == [SUPERVISED, "run"]:
+                return words[3] + ".service"
+            pid = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[1]
+    except (OSError, IndexError):
+        pass
+    return None
 
 
 def sockets_of(folder: Path) -> list[str]:
