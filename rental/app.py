@@ -157,7 +157,7 @@ MinDown = Annotated[
     float, typer.Option(help="least download speed, Mbit/s: 20 GB are fetched before it speaks")
 ]
 MinReliability = Annotated[float, typer.Option(help="least reliability, 0 to 1, where a provider tells it")]
-Kind = Annotated[str, typer.Option(help="vm (with systemd), container, or any")]
+Kind = Annotated[str, typer.Option(help="vm (with systemd, at the same price preferred), container, or any")]
 Country = Annotated[list[str] | None, typer.Option(help="two letters; may be given several times")]
 Disk = Annotated[int, typer.Option(min=8, help="disk in GB")]
 MaxHours = Annotated[
@@ -206,7 +206,7 @@ def offers(
     kv: Kv = "bf16",
     min_down: MinDown = 200.0,
     min_reliability: MinReliability = 0.97,
-    kind: Kind = "vm",
+    kind: Kind = "any",
     country: Country = None,
     disk: Disk = 60,
     limit: Annotated[int, typer.Option(min=1, help="how many to show")] = 20,
@@ -263,7 +263,7 @@ def rent_command(
     kv: Kv = "bf16",
     min_down: MinDown = 200.0,
     min_reliability: MinReliability = 0.97,
-    kind: Kind = "vm",
+    kind: Kind = "any",
     country: Country = None,
     disk: Disk = 60,
     max_hours: MaxHours = 0.0,

@@ -76,7 +76,7 @@ class Wanted:
     kv: str = "bf16"
     down: float = 200.0
     reliability: float = 0.97
-    kind: str = "vm"
+    kind: str = "any"
     countries: tuple[str, ...] = ()
     disk_gb: int = 60
     hours: float = 0.0  # 0: until it is released
@@ -174,9 +174,8 @@ def explain(offers: Sequence[Offer], wanted: Wanted, provider: str) -> NoOfferEr
         mend = f"the cheapest that fits costs ${least:.2f} an hour: --max-price {ceil_cents(least):.2f}"
     elif all(offer.kind != wanted.kind for offer in offers) and wanted.kind == "vm":
         mend = (
-            f"{provider} has only containers here, and site.yml needs systemd: take a provider with virtual "
-            "machines "
-            "(Vast), or --kind any to rent one all the same"
+            f"{provider} has only containers here: --kind any takes them as well (supervisord keeps the line "
+            "there), or take a provider with virtual machines (Vast)"
         )
     else:
         mend = "ask for less: another --gpu, fewer --conversations, a lower --min-down or --min-reliability"

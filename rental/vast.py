@@ -20,8 +20,9 @@ LINE_PORT = 8998
 VM_IMAGE = "docker.io/vastai/kvm:ubuntu_cli_22.04-2025-11-21"
 CONTAINER_IMAGE = "vastai/base-image:@vastai-automatic-tag"
 PAGE = 25  # the most that a page of /api/v1/instances/ holds
-# A login shell of theirs starts tmux unless this file exists (containers only).
-ON_START = "touch ~/.no_auto_tmux"
+# Containers only: a login shell of theirs starts tmux unless this file exists; and once site.yml ran, a
+# container that is started again is a line again.
+ON_START = "touch ~/.no_auto_tmux; [ ! -x /usr/local/sbin/supervised ] || /usr/local/sbin/supervised boot"
 STATES = {
     "running": "running",
     "loading": "starting",

@@ -47,7 +47,7 @@ def test_an_offer_that_fits_has_no_fault() -> None:
     ("changes", "wanted", "fault"),
     [
         ({"price": 1.01}, WANTED, "costs more than $1 an hour"),
-        ({"kind": "container"}, WANTED, "is a container, not a vm"),
+        ({"kind": "container"}, replace(WANTED, kind="vm"), "is a container, not a vm"),
         ({"down": 199.0}, WANTED, "downloads slower than 200 Mbit/s"),
         ({"reliability": 0.9}, WANTED, "is less reliable than 0.97"),
         ({}, replace(WANTED, countries=("US",)), "stands outside US"),
@@ -94,8 +94,10 @@ def test_nothing_below_the_ceiling_names_the_price_that_would_do() -> None:
     assert "--max-price 1.21" in told
 
 
-def test_only_containers_says_that_site_yml_needs_systemd() -> None:
-    assert "systemd" in str(explain([offer(kind="container")], WANTED, "runpod"))
+def test_only_containers_where_a_virtual_machine_is_wanted_names_both_ways_out() -> None:
+    told = str(explain([offer(kind="container")], replace(WANTED, kind="vm"), "runpod"))
+    assert "--kind any" in told
+    assert "Vast" in told
 
 
 def test_an_empty_market_says_so() -> None:

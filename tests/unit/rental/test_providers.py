@@ -42,7 +42,7 @@ def test_salad_is_usable_with_all_three_of_its_settings_only() -> None:
 
 
 def test_vast_offers_in_our_words(vast: Bench, vast_market: VastStandIn) -> None:
-    found = vast.shop.provider.offers(replace(WANTED, gpu="RTX 4090", hours=10))[0]
+    found = vast.shop.provider.offers(replace(WANTED, gpu="RTX 4090", hours=10, kind="vm"))[0]
     assert (found.id, found.gpu, found.price, found.kind, found.country) == (
         "101",
         "RTX 4090",
@@ -94,6 +94,7 @@ def test_vast_container_login_shells_are_no_tmux(vast: Bench, vast_market: VastS
     body = vast_market.calls("PUT")[0]
     assert "vm" not in body
     assert ".no_auto_tmux" in body["onstart"]
+    assert "supervised boot" in body["onstart"], "a container that is started again is a line again"
 
 
 def test_vast_an_offer_that_somebody_else_took(vast: Bench, vast_market: VastStandIn) -> None:

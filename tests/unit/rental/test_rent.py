@@ -309,11 +309,11 @@ def test_runpods_price_in_the_pod_is_the_one_that_counts(runpod: Bench, runpod_m
     assert runpod_market.pods == {}
 
 
-def test_by_default_a_provider_of_containers_offers_nothing_and_says_why(
+def test_a_provider_of_containers_has_no_virtual_machine_and_says_so(
     runpod: Bench, runpod_market: RunPodStandIn
 ) -> None:
-    with pytest.raises(NoOfferError, match=r"site\.yml needs systemd"):
-        rent(runpod.shop, "talk", WANTED)
+    with pytest.raises(NoOfferError, match=r"has only containers here: --kind any"):
+        rent(runpod.shop, "talk", replace(WANTED, kind="vm"))
     assert runpod_market.pods == {}
 
 
