@@ -148,7 +148,8 @@ class Line(Host):
                     return dict(health)
             time.sleep(0.5)
         raise AssertionError(
-            f"not {wanted} within {seconds} s: {health}\n" + self.run("journalctl --no-pager -n 60")
+            f"not {wanted} within {seconds} s: {health}\n"
+            + self.run("journalctl --no-pager -n 60 || tail -n 25 /var/log/hotline/*", check=False)
         )
 
 
