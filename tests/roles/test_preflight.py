@@ -597,6 +597,13 @@ def test_our_own_units_are_in_nobodys_way() -> None:
     assert faults(seen(ports=OWN, installed=True), engines=[0, 1]) == []
 
 
+def test_in_a_container_a_port_is_ours_by_its_user() -> None:
+    ours = {"port": 8999, "address": "127.0.0.1", "user": "moshi", "units": ["moshi@0.service"]}
+    assert faults(seen(ports=[ours], installed=True)) == []
+    fault, _ = only(faults(seen(ports=[ours | {"user": "bob", "units": []}], installed=True)))
+    assert fault == "port 8999 is taken by a process that cannot be seen from here (bob)"
+
+
 def test_a_foreign_nginx_before_the_first_installation_is_in_the_way() -> None:
     fault, _ = only(faults(seen(ports=[held(8998, unit="nginx.service")], installed=False)))
     assert "nginx.service" in fault

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +24,8 @@ from roles.preflight.library.preflight_probe import (
     size_mb,
     system_python,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_place_that_is_yet_to_be_made(tmp_path: Path) -> None:
@@ -76,6 +81,32 @@ def test_who_holds_a_port(family: socket.AddressFamily, address: str) -> None:
         [held] = look_at_ports([port, 1])
     assert (held["port"], held["address"], held["pid"]) == (port, address, os.getpid())
     assert held["process"] == Path("/proc/self/comm").read_text().strip()
+
+
+def test_who_may_hold_a_port_whose_process_cannot_be_seen() -> None:
+    """As in a container: another user's process, and no right to look into it (CAP_SYS_PTRACE)."""
+    serve = (
+        "import socket; listener = socket.create_server(('127.0.0.1', 0)); "
+        "print(listener.getsockname()[1], flush=True); input()"
+    )
+    look = (
+        "import json, sys; from roles.preflight.library import preflight_probe as probe; "
+        "mine = sys.argv[2]; probe.unit_of = lambda pid: 'moshi@0.service' if pid == mine else None; "
+        "print(json.dumps(probe.look_at_ports([int(sys.argv[1])])))"
+    )
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+    blind = ["setpriv", "--inh-caps=-sys_ptrace", "--bounding-set=-sys_ptrace", "--"]
+    python = "/usr/bin/python3"
+    with subprocess.Popen(
+        [*nobody, python, "-c", serve], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin and process.stdout
+        port = process.stdout.readline().strip()
+        words = [*blind, sys.executable, "-c", look, port, str(process.pid)]
+        told = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+        process.stdin.close()
+    [held] = json.loads(told.stdout)
+    assert (held["user"], held.get("pid"), held["units"]) == ("nobody", None, ["moshi@0.service"])
 
 
 @pytest.fixture

@@ -414,7 +414,9 @@ def ports(settings: Settings, probe: dict[str, Any], engines: list[int]) -> Iter
                 f"{name} and {twin} both lead to port {port}", f"set one of them to another port than {port}"
             )
         for held in probe.get("ports") or []:
-            if held["port"] != port or (probe.get("installed") and held.get("unit") == unit):
+            # Where a port's process cannot be seen, its user is: our services have users of their own.
+            ours = held.get("unit") == unit or unit in (held.get("units") or ())
+            if held["port"] != port or (probe.get("installed") and ours):
                 continue
             if name != "line_port" and not held["address"].startswith(("127.", "0.0.0.0", "::")):
                 continue  # we listen on loopback there; another address of the machine is not in our way

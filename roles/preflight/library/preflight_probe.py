@@ -213,7 +213,25 @@ def look_at_ports(ports: list[int]) -> list[dict[str, Any]]:
             if inode in found and "pid" not in found[inode]:
                 pid = folder.parent.name
                 found[inode].update(pid=int(pid), unit=unit_of(pid), process=command_name(pid))
+    unseen = [held for held in found.values() if "pid" not in held and held["user"] != "root"]
+    services = services_of_users() if unseen else {}
+    for held in unseen:
+        # In a container root has no right to see what other users' processes have open (CAP_SYS_PTRACE).
+        held["units"] = sorted(services.get(held["user"], ()))
     return sorted(found.values(), key=lambda held: (held["port"], held["address"]))
+
+
+def services_of_users() -> dict[str, set[str]]:
+    """The services that run, by the user that their processes belong to."""
+    found: dict[str, set[str]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            user = user_name(folder.stat().st_uid)
+        except OSError:
+            continue  # it has ended
+        if (unit := unit_of(folder.name)) is not None:
+            found.setdefault(user, set()).add(unit)
+    return found
 
 
 def command_name(pid: str) -> str:
