@@ -63,7 +63,7 @@ def test_a_start_ends_when_the_port_answers(host):
 
 def test_environment_reaches_the_process_and_nobody_else(host):
     _, pid = told(host, "sample@0")
-    environment = host.check_output("tr '\\0' '\\n' </proc/%s/environ", pid)
+    environment = host.check_output("tr '\\0' '\\n' </proc/%s/environ", str(pid))
     assert 'OF_NULL=a "quoted" \\ word' in environment
     assert "TOKEN=do-not-tell" in environment
     assert "MOSHI_URL=https://localhost:8998" in environment
@@ -77,7 +77,7 @@ def test_environment_reaches_the_process_and_nobody_else(host):
 
 def test_what_of_the_sandbox_a_container_can_give_holds(host):
     _, pid = told(host, "sample@0")
-    status = host.check_output("cat /proc/%s/status", pid)
+    status = host.check_output("cat /proc/%s/status", str(pid))
     user, group, readers = (host.check_output(f"getent {what} | cut -d: -f3") for what in
                             ("passwd sample", "group sample", "group readers"))  # fmt: skip
     assert f"Uid:\t{user}\t{user}\t{user}\t{user}" in status
@@ -87,7 +87,7 @@ def test_what_of_the_sandbox_a_container_can_give_holds(host):
     for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb"):
         assert f"Cap{kind}:\t0000000000000000" in status
     hard = int(host.check_output("bash -c 'ulimit -Hn'"))
-    assert f"{min(65536, hard)}  " in host.check_output("grep 'open files' /proc/%s/limits", pid)
+    assert f"{min(65536, hard)}  " in host.check_output("grep 'open files' /proc/%s/limits", str(pid))
     state = host.file("/var/lib/hotline/sample")
     assert (state.user, state.mode) == ("sample", 0o750)
     assert host.file("/var/lib/hotline/sample/before-0").user == "sample"
@@ -98,7 +98,7 @@ def test_a_killed_service_comes_back_and_the_breaker_opens_after_three_failures(
     for failure in range(1, 4):
         # `restart` above was the first of the three starts that the window allows
         before = await_state(host, "sample@1", "active")
-        host.check_output("kill -9 %s", before)
+        host.check_output("kill -9 %s", str(before))
         if failure < 3:
             deadline = time.monotonic() + 20
             while told(host, "sample@1") in (("active", before), ("activating", 0)):
@@ -116,13 +116,13 @@ def test_a_killed_service_comes_back_and_the_breaker_opens_after_three_failures(
 def test_what_a_service_started_ends_with_it(host):
     """A keeper that is killed takes the service along, and supervisord brings both back."""
     _, before = told(host, "sample@0")
-    keeper = host.check_output("ps -o ppid= -p %s", before).strip()
+    keeper = host.check_output("ps -o ppid= -p %s", str(before)).strip()
     host.check_output("kill -9 %s", keeper)
     deadline = time.monotonic() + 20
     while (after := told(host, "sample@0"))[0] != "active" or after[1] == before:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert host.run("kill -0 %s", before).rc != 0
+    assert host.run("kill -0 %s", str(before)).rc != 0
 
 
 def test_a_socket_starts_its_service_for_each_connection_as_its_user(host):
@@ -137,7 +137,6 @@ def test_an_interrupted_run_is_healed(host):
     """A run wrote the unit and died before the restart: the next one sees that something older runs."""
     unit = "/etc/hotline/units/sample@.json"
     host.check_output('sed -i \'s/"deployed": ".*"/"deployed": "feed"/\' %s', unit)
-    _, before = told(host, "sample@0")
     healed = run_role(host)
     assert healed.returncode == 0, healed.stdout[-2000:]
     calm = run_role(host)
