@@ -1,4 +1,4 @@
-/** Which browser this is, for one purpose only: to say where its microphone switch is. */
+/** Which browser this is: to say where its microphone switch is, and not to ask Firefox what it cannot answer (speaker.ts). */
 
 export type Browser =
   'chrome' | 'chrome_android' | 'edge' | 'firefox' | 'firefox_android' | 'safari' | 'safari_ios' | 'other';

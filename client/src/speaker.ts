@@ -1,5 +1,6 @@
 /** Moshi's voice: Ogg/Opus pages in, sound out. The decoder is a worker, the jitter buffer an AudioWorklet. */
 import { decoderUrl } from 'virtual:opus';
+import { browserOf } from './browser';
 import { OggPages, silence } from './ogg';
 import type { FromSpeaker, ToSpeaker } from './speaker.worklet';
 import workletUrl from './speaker.worklet.ts?worker&url';
@@ -12,8 +13,7 @@ const DECODER_MS = 15_000;
 const SAMPLE_RATE = 24_000;
 /** The decoder hands on sound in pieces of this length: one Opus frame, so that nothing waits in it. */
 const PIECE_MS = 20;
-/** How often the way to the ear is measured anew: in Firefox the page stands still while the sound server is asked, ms. */
-const OUTPUT_EVERY_MS = 5000;
+const FIREFOX = browserOf(navigator.userAgent).startsWith('firefox');
 /** A fourth upwards, and the time from one tone to the next. */
 const RING_HZ = [587, 784];
 const RING_STEP_S = 0.22;
@@ -24,8 +24,6 @@ export class Speaker {
   readonly #gain: GainNode;
   readonly #decoder: Worker;
   #pages = new OggPages();
-  #asked = Number.NEGATIVE_INFINITY;
-  #outputMs = 0;
   /** The latest report from the audio thread. */
   report: FromSpeaker | null = null;
   /** Pages of Ogg that never came, over all conversations. */
@@ -94,14 +92,13 @@ export class Speaker {
     return this.#node;
   }
 
-  /** From the buffer to the ear, ms, as far as the browser knows. */
+  /**
+   * From the buffer to the ear, ms, as far as the browser knows. Firefox is not asked: it would hold the lock of its sound
+   * (MediaTrackGraphImpl::AudioOutputLatency) while it waits for PulseAudio, whose lock is held by the sound that waits for
+   * the first, and neither page nor sound would ever go on. It caches what it found, so it is the first question that hangs.
+   */
   get outputMs(): number {
-    const now = performance.now();
-    if (now - this.#asked > OUTPUT_EVERY_MS) {
-      this.#asked = now;
-      this.#outputMs = (this.#context.outputLatency || this.#context.baseLatency || 0) * 1000;
-    }
-    return this.#outputMs;
+    return FIREFOX ? 0 : (this.#context.outputLatency || this.#context.baseLatency || 0) * 1000;
   }
 
   /** Two soft tones: it is your turn. */

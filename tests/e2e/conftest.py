@@ -26,6 +26,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 KIT = ROOT / "tests/hosts/host.py"
 NAME = os.environ.get("HOTLINE_E2E_HOST", "e2e")
+AGENT = "/srv/agent.py"
+"""The program on the line that carries out instructions; test_page_on_line.py writes it."""
 
 
 @dataclass
@@ -172,8 +174,12 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
     assert not missing, f"{missing} missing: `make e2e` installs what this needs"
     with throwaway(NAME, "--no-package-cache") as bare:
         # The demo keeps to loopback; a line of a GPU host listens where callers come from.
-        where = {"tls_ca_dir": str(tmp_path_factory.mktemp("ca")), "line_listen": ""}
-        host = Line(NAME, variables=where)
+        settings = {
+            "tls_ca_dir": str(tmp_path_factory.mktemp("ca")),
+            "line_listen": "",
+            "orchestrator_agent_command": ["/usr/bin/python3", "-I", AGENT],
+        }
+        host = Line(NAME, variables=settings)
         dry = host.play("site.yml", "--check", "--diff")
         assert dry.status == 0, f"--check --diff on a virgin host:\n{dry.output[-6000:]}"
         assert "hotline" not in bare.run("ls /etc /opt /var/lib"), "a dry run left something"

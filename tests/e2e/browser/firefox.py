@@ -35,6 +35,8 @@ PREFERENCES = {
     "toolkit.telemetry.enabled": False,
 }
 STARTS_S = 60
+FIELD = """((name) => [...document.querySelectorAll('textarea, input')].find(
+    (field) => (field.getAttribute('aria-label') ?? field.labels?.[0]?.innerText.trim()) === name))"""
 
 
 def firefox() -> str:
@@ -69,6 +71,11 @@ class Firefox:
             assert message["type"] == "success", message
             return dict(message["result"])
 
+    def before_each_page(self, script: str) -> None:
+        """Have `script` run before a page's own."""
+        function = f"() => {{ {script} }}"
+        self.command("script.addPreloadScript", functionDeclaration=function, contexts=[self._context])
+
     def open(self, url: str) -> None:
         """Go there, and wait until it is loaded."""
         self.command("browsingContext.navigate", context=self._context, url=url, wait="complete")
@@ -86,8 +93,14 @@ class Firefox:
 
     def press(self, name: str) -> None:
         """Press the button of that name with a real click: browsers give sound only then."""
-        self.until(lambda: self._place(name) is not None, 10, f"button {name!r}")
-        place = self._place(name)
+        places: list[list[int] | None] = [None]
+
+        def stands() -> bool:
+            places.append(self._place(name))
+            return places[-1] is not None and places[-1] == places[-2]
+
+        self.until(stands, 10, f"button {name!r} that can be pressed")
+        place = places[-1]
         assert place
         pointer = [
             {"type": "pointerMove", "x": place[0], "y": place[1]},
@@ -101,15 +114,16 @@ class Firefox:
         )
 
     def _place(self, name: str) -> list[int] | None:
-        """Where that button is, if it can be pressed."""
+        """Where that button is, if a pointer meets it there."""
         found: list[int] | None = self.evaluate(
             f"""(() => {{
                 const button = [...document.querySelectorAll('button')]
-                    .find((b) => b.innerText.trim() === {json.dumps(name)} && !b.disabled);
+                    .find((b) => (b.ariaLabel ?? b.innerText.trim()) === {json.dumps(name)} && !b.disabled);
                 if (!button) return null;
                 button.scrollIntoView({{ block: 'center' }});
                 const {{ x, y, width, height }} = button.getBoundingClientRect();
-                return [Math.round(x + width / 2), Math.round(y + height / 2)];
+                const place = [Math.round(x + width / 2), Math.round(y + height / 2)];
+                return button.contains(document.elementFromPoint(...place)) ? place : null;
             }})()"""
         )
         return found
@@ -128,6 +142,33 @@ class Firefox:
         """One of the page's numbers, as in driver.py."""
         value = self.evaluate(f"document.querySelector('main').getAttribute('data-{name}')")
         return float("nan") if value is None else float(value)
+
+    def until_state(self, state: str, seconds: float = 20) -> None:
+        """Wait for a phase of the call."""
+        self.until(lambda: self.state == state, seconds, f"state {state!r}")
+
+    def see(self, text: str, seconds: float = 10) -> None:
+        """Wait until `text` can be read."""
+        self.until(lambda: text in self.text, seconds, f"words {text!r}")
+
+    def hear(self, frames: int, seconds: float = 20) -> None:
+        """Wait until that many more frames of 80 ms have reached the ear."""
+        before = self.number("frames-heard")
+        self.until(lambda: self.number("frames-heard") >= before + frames, seconds, f"{frames} frames")
+
+    def field(self, name: str) -> str:
+        """What stands in a text field, found by its label."""
+        return str(self.evaluate(f"{FIELD}({json.dumps(name)})?.value ?? ''"))
+
+    def fill(self, name: str, text: str) -> None:
+        """Write it there, as a hand does for a page: the field changes and says so."""
+        self.evaluate(
+            f"""(() => {{
+                const field = {FIELD}({json.dumps(name)});
+                field.value = {json.dumps(text)};
+                field.dispatchEvent(new InputEvent('input', {{ bubbles: true }}));
+            }})()"""
+        )
 
     def until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         """Wait for `condition`; fails with `what` and what can be read."""

@@ -21,14 +21,19 @@ class Network:
     """How bad it is; may be changed while it runs."""
 
     url: str = ""
+    port: int = 0
     stall_s: float = 0.0
     """Length of a pause."""
     stall_every_s: float = 4.0
     jitter_s: float = 0.0
     """Longest delay of a piece; each has its own, evenly spread from nothing to this."""
     stalls: int = 0
+    gone: bool = False
+    """There is no network: nobody gets through."""
     _until: float = 0.0
     _random: random.Random = field(default_factory=lambda: random.Random(1))
+    _open: set[asyncio.StreamWriter] = field(default_factory=set)
+    _loop: asyncio.AbstractEventLoop | None = None
 
     def due(self, now: float) -> float:
         """When a piece that came now may go on, by time.monotonic()."""
@@ -37,6 +42,13 @@ class Network:
             self.stalls += 1
         late = self._random.uniform(0, self.jitter_s)
         return max(now + late, self._until if self.stall_s else 0.0)
+
+    def cut(self) -> None:
+        """Take the network away, with every connection that there is. `gone = False` brings it back."""
+        self.gone = True
+        assert self._loop is not None
+        for writer in tuple(self._open):
+            self._loop.call_soon_threadsafe(writer.transport.abort)
 
     def calm(self) -> None:
         """A good network again."""
@@ -69,12 +81,19 @@ def shaped(url: str) -> Iterator[Network]:
     """Run the proxy in a thread, in front of the line at `url`."""
     network = Network()
     there = urlsplit(url)
-    loop = asyncio.new_event_loop()
+    loop = network._loop = asyncio.new_event_loop()
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if network.gone:
+            writer.transport.abort()
+            return
         far_reader, far_writer = await asyncio.open_connection(there.hostname, there.port)
-        with suppress(ConnectionError, asyncio.CancelledError):
-            await asyncio.gather(_pump(network, reader, far_writer), _pump(network, far_reader, writer))
+        network._open |= {writer, far_writer}
+        try:
+            with suppress(ConnectionError, asyncio.CancelledError):
+                await asyncio.gather(_pump(network, reader, far_writer), _pump(network, far_reader, writer))
+        finally:
+            network._open -= {writer, far_writer}
 
     async def start() -> asyncio.Server:
         return await asyncio.start_server(connect, "127.0.0.1", 0)
@@ -82,7 +101,8 @@ def shaped(url: str) -> Iterator[Network]:
     thread = threading.Thread(target=loop.run_forever, name="bad network")
     thread.start()
     server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
-    network.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    network.port = server.sockets[0].getsockname()[1]
+    network.url = f"{there.scheme}://127.0.0.1:{network.port}"
     try:
         yield network
     finally:
